@@ -1,0 +1,96 @@
+"""What a model costs, as polynomials in the widths of its Dims: exact without rewriting anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onnxprune.coupling.types import Typing, facts_where
+from onnxprune.reading.graph import ELEMENT_BYTES, Graph
+from onnxprune.rules.axes import Axis, Dim, Product, Sum, leaves, product_of, sum_of, width
+from onnxprune.rules.facts import Macs
+from onnxprune.rules.operation import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """`factor` times the widths of `axes`; `owner` is the node or tensor it stands for."""
+
+    owner: str
+    factor: float
+    axes: tuple[Axis, ...]
+
+    def at(self, widths: Mapping[Dim, int]) -> float:
+        return self.factor * math.prod(width(axis, widths) for axis in self.axes)
+
+
+@dataclass(frozen=True, slots=True)
+class Polynomial:
+    """A sum of terms."""
+
+    terms: tuple[Term, ...]
+    constant: float = 0.0
+
+    def at(self, widths: Mapping[Dim, int]) -> float:
+        """The cost when each Dim in `widths` has that width and every other its own size."""
+        return self.constant + sum(term.at(widths) for term in self.terms)
+
+    def touching(self, dims: frozenset[Dim]) -> Polynomial:
+        """Only the terms that depend on one of `dims`."""
+        return Polynomial(tuple(t for t in self.terms if any(leaf in dims for axis in t.axes for leaf in leaves(axis))))
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Multiply-accumulates of one sample, float parameters, and bytes of the file."""
+
+    macs: Polynomial
+    params: Polynomial
+    bytes: Polynomial
+
+
+def costs_of(graph: Graph, typing: Typing) -> Costs:
+    """The three costs of the model."""
+    batch = batch_dims(graph, typing)
+    macs = []
+    for op, fact in facts_where(typing, Macs):
+        axes = tuple(typing.solver.resolve(axis) for axis in fact.factors)
+        macs.append(Term(op.node.name, 1.0, tuple(without(axis, batch) for axis in axes)))
+    params, sizes, stored = [], [], 0.0
+    for name, constant in graph.constants.items():
+        axes = typing.axes(first_typed(name, graph, typing))
+        each = ELEMENT_BYTES.get(constant.tensor.data_type, 0)
+        sizes.append(Term(name, each, axes))
+        stored += each * constant.size
+        if constant.is_float:
+            params.append(Term(name, 1.0, axes))
+    rest = graph.file_bytes - stored
+    return Costs(Polynomial(tuple(macs)), Polynomial(tuple(params)), Polynomial(tuple(sizes), rest))
+
+
+def batch_dims(graph: Graph, typing: Typing) -> frozenset[Dim]:
+    """The Dims of the inputs' first axis, where that is dynamic."""
+    if not graph.has_batch:
+        return frozenset()
+    firsts = [typing.tensors[port.name].axes[0] for port in graph.inputs]
+    return frozenset(leaf for first in firsts for leaf in leaves(typing.solver.resolve(first)))
+
+
+def without(axis: Axis, dims: frozenset[Dim]) -> Axis:
+    """The axis with the given Dims one position wide."""
+    match axis:
+        case Dim():
+            return Dim(1) if axis in dims else axis
+        case Sum(parts):
+            return sum_of(without(part, dims) for part in parts)
+        case Product(factors):
+            return product_of(without(factor, dims) for factor in factors)
+
+
+def first_typed(name: str, graph: Graph, typing: Typing) -> Tensor:
+    """The constant as its first reader sees it."""
+    for node, index in graph.readers.get(name, ()):
+        if (node.position, index) in typing.uses:
+            return typing.uses[node.position, index]
+    return typing.tensors[name]

@@ -1,0 +1,204 @@
+"""Find which channels must be removed together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from onnxprune.coupling.costs import Costs, batch_dims, costs_of
+from onnxprune.coupling.types import Typing, Use, solve_types
+from onnxprune.coupling.unification import Reason
+from onnxprune.coupling.zeros import mark_inexact_sinks
+from onnxprune.reading.graph import Graph
+from onnxprune.rules.axes import Dim, leaves
+from onnxprune.rules.operation import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One axis of a constant that loses positions with a group."""
+
+    tensor: str
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """
+    Channels that can be removed one by one, each with all its slices.
+
+    `dims` are the group's dimension variables, its channels laid end to end. `inexact` says why a removal would change
+    what the other channels compute; such a group is never pruned unless asked for.
+    """
+
+    name: str
+    dims: tuple[Dim, ...]
+    slices: tuple[Slice, ...]
+    layers: tuple[str, ...]
+    inexact: Reason | None
+
+    @property
+    def size(self) -> int:
+        """Number of channels."""
+        return sum(dim.size for dim in self.dims)
+
+    @property
+    def exact(self) -> bool:
+        return self.inexact is None
+
+    def per_dim(self, kept: np.ndarray) -> dict[Dim, np.ndarray]:
+        """Kept channels, given as positions in the group, as positions in each of its dims."""
+        starts = np.cumsum([0, *(dim.size for dim in self.dims)])
+        return {
+            dim: kept[(kept >= start) & (kept < start + dim.size)] - start
+            for dim, start in zip(self.dims, starts, strict=False)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Positions of constants that stay, and why."""
+
+    size: int
+    slices: tuple[Slice, ...]
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Couplings:
+    """
+    The groups of a model, what is frozen and why, its costs, and the dimension type of every axis.
+
+    `divisors` are uses of constants that zeroing leaves alone.
+    """
+
+    graph: Graph
+    typing: Typing
+    groups: tuple[Group, ...]
+    refusals: tuple[Refusal, ...]
+    costs: Costs
+    divisors: frozenset[Use]
+
+    @cached_property
+    def batch(self) -> frozenset[Dim]:
+        """The Dims that count samples."""
+        return batch_dims(self.graph, self.typing)
+
+    def group(self, name: str) -> Group:
+        """The group of that name."""
+        return next(group for group in self.groups if group.name == name)
+
+    def constant_uses(self, name: str) -> tuple[tuple[Use | None, Tensor], ...]:
+        """How a constant is typed: once for all (use None), or at each of its uses."""
+        uses = [(node.position, index) for node, index in self.graph.readers.get(name, ())]
+        typed = tuple((use, self.typing.uses[use]) for use in uses if use in self.typing.uses)
+        return typed or ((None, self.typing.tensors[name]),)
+
+
+def couple(graph: Graph) -> Couplings:
+    """
+    Find which channels must be removed together.
+
+    Two axes share a group when a chain of equations joins them::
+
+        conv1.weight axis 0 ── conv1.out axis 1 ── add.out axis 1 ── conv4.weight axis 1
+    """
+    typing = solve_types(graph)
+    divisors = mark_inexact_sinks(graph, typing)
+    where = constant_axes(graph, typing)
+    families = tuple(prunable(typing, weighty(where, graph)))
+    names = unique_names(tuple(layer_name(family, graph, typing, where) for family in families))
+    groups = tuple(
+        Group(
+            name=name,
+            dims=family,
+            slices=tuple(dict.fromkeys(slot for dim in family for slot in where[dim])),
+            layers=layers_of(family, graph, typing),
+            inexact=next((reason for dim in family if (reason := typing.solver.inexact(dim))), None),
+        )
+        for name, family in zip(names, families, strict=True)
+    )
+    return Couplings(graph, typing, groups, tuple(refusals_of(typing, weighty(where, graph))), costs_of(graph, typing), divisors)
+
+
+def constant_axes(graph: Graph, typing: Typing) -> dict[Dim, tuple[Slice, ...]]:
+    """For each Dim, the axes of constants that it stands in, in graph order."""
+    found: dict[Dim, dict[Slice, None]] = {}
+    for node in graph.nodes:
+        for index, name in enumerate(node.inputs):
+            tensor = typing.at(node, index) if name in graph.constants else None
+            if tensor is None:
+                continue
+            for number, axis in enumerate(typing.axes(tensor)):
+                for dim in leaves(axis):
+                    found.setdefault(dim, {})[Slice(name, number)] = None
+    return {dim: tuple(slots) for dim, slots in found.items()}
+
+
+def weighty(where: Mapping[Dim, tuple[Slice, ...]], graph: Graph) -> dict[Dim, tuple[Slice, ...]]:
+    """Only the Dims that stand in weights, not in mere indices and sizes."""
+    return {dim: slots for dim, slots in where.items() if any(graph.constants[s.tensor].is_weight for s in slots)}
+
+
+def prunable(typing: Typing, where: Mapping[Dim, tuple[Slice, ...]]) -> Iterator[tuple[Dim, ...]]:
+    """The Dims of each group: one that is free, or the free unit positions that stand in the same axes."""
+    alike: dict[tuple[Slice, ...], list[Dim]] = {}
+    for dim, slots in where.items():
+        if typing.solver.frozen(dim) is not None:
+            continue
+        if dim.size > 1:
+            yield (dim,)
+        elif typing.solver.is_unit(dim):
+            alike.setdefault(slots, []).append(dim)
+    yield from (tuple(units) for units in alike.values() if len(units) > 1)
+
+
+def refusals_of(typing: Typing, where: Mapping[Dim, tuple[Slice, ...]]) -> Iterator[Refusal]:
+    """What is frozen although somebody might want to prune it."""
+    for dim, slots in where.items():
+        reason = typing.solver.frozen(dim)
+        if reason is not None and not reason.by_nature and dim.size > 1:
+            yield Refusal(dim.size, slots, reason)
+
+
+def layers_of(family: tuple[Dim, ...], graph: Graph, typing: Typing) -> tuple[str, ...]:
+    """Names of the nodes that read a constant which the group slices."""
+    wanted = set(family)
+    found = []
+    for node in graph.nodes:
+        for index, name in enumerate(node.inputs):
+            tensor = typing.at(node, index) if name in graph.constants else None
+            if tensor is not None and any(leaf in wanted for axis in typing.axes(tensor) for leaf in leaves(axis)):
+                found.append(node.name)
+                break
+    return tuple(found)
+
+
+def layer_name(
+    family: tuple[Dim, ...], graph: Graph, typing: Typing, where: Mapping[Dim, tuple[Slice, ...]]
+) -> str:
+    """The first node that makes the channels from weights; else the first tensor sliced."""
+    wanted = set(family)
+
+    def holds(tensor: Tensor | None) -> bool:
+        return tensor is not None and any(leaf in wanted for axis in typing.axes(tensor) for leaf in leaves(axis))
+
+    sliced = {slot.tensor for dim in family for slot in where[dim]}
+    for one in typing.stated:
+        node = one.op.node
+        if sliced.intersection(node.inputs) and any(holds(output) for output in one.op.outputs):
+            return node.name
+    return where[family[0]][0].tensor
+
+
+def unique_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names that occur more than once get ":1", ":2" ... behind them."""
+    counts: dict[str, int] = {}
+    unique = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        unique.append(f"{name}:{counts[name]}" if names.count(name) > 1 else name)
+    return tuple(unique)

@@ -1,0 +1,148 @@
+"""Give every axis a Dim, let the rules speak, and solve what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from onnxprune.coupling.unification import Reason, Solver
+from onnxprune.reading.graph import Constant, Graph, Node
+from onnxprune.rules.axes import Axis, Dim
+from onnxprune.rules.facts import Equal, Fact, Frozen, Inexact, Measured
+from onnxprune.rules.operation import Op, Tensor
+from onnxprune.rules.registry import facts_of, refuse
+
+SHARED_ELEMENTS = 1024
+"""A constant with fewer elements, or with one axis, is typed at each use by itself: sharing it is an exporter's thrift."""
+
+F = TypeVar("F")
+
+Use = tuple[int, int]
+"""A node's position in the graph and the number of one of its inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """One node as the rules saw it, and what they said."""
+
+    op: Op
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class Typing:
+    """The solved types: of each tensor's axes, and of each use of a constant that is typed by use."""
+
+    solver: Solver
+    stated: tuple[Stated, ...]
+    tensors: Mapping[str, Tensor]
+    uses: Mapping[Use, Tensor]
+    knowable: frozenset[str]
+    """Tensors whose numbers follow from constants and from shapes alone."""
+
+    def at(self, node: Node, index: int) -> Tensor | None:
+        """What `node` sees at input `index`."""
+        name = node.inputs[index]
+        return self.uses.get((node.position, index)) or self.tensors.get(name)
+
+    def axes(self, tensor: Tensor) -> tuple[Axis, ...]:
+        """The tensor's axes in terms of free and frozen Dims."""
+        return tuple(self.solver.resolve(axis) for axis in tensor.axes)
+
+
+def solve_types(graph: Graph) -> Typing:
+    """Types of every axis in the graph."""
+    solver = Solver()
+    tensors = {name: Tensor(name, tuple(Dim(size) for size in shape)) for name, shape in graph.shapes.items()}
+    uses: dict[Use, Tensor] = {}
+    stated: list[Stated] = []
+    knowable: set[str] = set(graph.constants)
+    for node in graph.nodes:
+        op = seen_by(node, graph, tensors, uses, knowable)
+        facts = facts_of(op) if understood(node, graph) else tuple(refuse(op, unreadable(node)))
+        stated.append(Stated(op, facts))
+        if any(isinstance(fact, Measured) for fact in facts) or follows(node, knowable):
+            knowable.update(node.outputs)
+        for name in node.captured:
+            if name in tensors:
+                for axis in tensors[name].axes:
+                    solver.freeze(axis, Reason(unreadable(node), node.name))
+    for one in stated:
+        for fact in one.facts:
+            hear(fact, one.op.node, solver)
+    for port in (*graph.inputs, *graph.outputs):
+        side = "input" if port in graph.inputs else "output"
+        for axis in tensors[port.name].axes if port.name in tensors else ():
+            solver.freeze(axis, Reason(f"it is an axis of the model's {side} {port.name!r}"))
+    return Typing(solver, tuple(stated), tensors, uses, frozenset(knowable))
+
+
+def seen_by(
+    node: Node, graph: Graph, tensors: Mapping[str, Tensor], uses: dict[Use, Tensor], knowable: set[str]
+) -> Op:
+    """The node with its typed tensors; constants that are typed by use get fresh Dims here."""
+
+    def at(index: int, name: str) -> Tensor | None:
+        constant = graph.constants.get(name)
+        if constant is not None and typed_by_use(constant, graph):
+            fresh = Tensor(name, tuple(Dim(size) for size in constant.shape), small_value(constant))
+            uses[node.position, index] = fresh
+            return fresh
+        tensor = tensors.get(name)
+        if tensor is None:
+            return None
+        value = graph.values.get(name) if name in knowable else None
+        return Tensor(name, tensor.axes, small_value(constant) if constant else value)
+
+    inputs = tuple(at(index, name) for index, name in enumerate(node.inputs))
+    outputs = tuple(tensors.get(name) for name in node.outputs)
+    domain_version = graph.opsets.get(node.domain, 0)
+    return Op(node, inputs, outputs, domain_version)
+
+
+def typed_by_use(constant: Constant, graph: Graph) -> bool:
+    few = len(constant.shape) <= 1 or constant.size < SHARED_ELEMENTS
+    return few and constant.name not in graph.captured
+
+
+def small_value(constant: Constant) -> np.ndarray | None:
+    """The constant's numbers, where a rule may want them."""
+    return constant.array() if constant.size <= SHARED_ELEMENTS else None
+
+
+def understood(node: Node, graph: Graph) -> bool:
+    """Are all its tensors tensors of known shape, and has it no body?"""
+    names = [name for name in (*node.inputs, *node.outputs) if name]
+    return not node.has_body and all(name in graph.shapes for name in names)
+
+
+def unreadable(node: Node) -> str:
+    return f"{node.label} " + ("has a body that is not analysed" if node.has_body else "works on more than tensors")
+
+
+def follows(node: Node, knowable: set[str]) -> bool:
+    """Does the node compute from constants and shapes alone?"""
+    return not node.has_body and all(name in knowable for name in node.inputs if name)
+
+
+def hear(fact: Fact, node: Node, solver: Solver) -> None:
+    """Take one fact into the solution."""
+    match fact:
+        case Equal(left, right):
+            solver.equate(left, right, node.name)
+        case Frozen(axis, text, by_nature):
+            solver.freeze(axis, Reason(text, node.name, by_nature))
+        case Inexact(axis, text):
+            solver.mark_inexact(axis, Reason(text, node.name))
+
+
+def facts_where(typing: Typing, kind: type[F]) -> Iterator[tuple[Op, F]]:
+    """Every fact of one kind with the node it was said of."""
+    for one in typing.stated:
+        for fact in one.facts:
+            if isinstance(fact, kind):
+                yield one.op, fact
+

@@ -1,0 +1,277 @@
+"""
+Solving equations between dimension types.
+
+The solver keeps, for every Dim, what it is bound to, and for every unbound Dim why it may not shrink, if so. What cannot
+be brought to a common form is frozen with a reason, so a solution always exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxprune.rules.axes import Axis, Dim, Product, Sum, leaves, product_of, sum_of
+
+UNIT_LIMIT = 4096
+"""Axes up to this size may be joined position by position."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why positions may not go: `text` for the user, the node it comes from, and whether anybody would ask."""
+
+    text: str
+    node: str = ""
+    by_nature: bool = False
+
+
+class Solver:
+    """Unification of dimension types by binding, cutting and splitting Dims."""
+
+    def __init__(self) -> None:
+        self._bound: dict[Dim, Axis] = {}
+        self._frozen: dict[Dim, Reason] = {}
+        self._inexact: dict[Dim, Reason] = {}
+        self._joined_by_position: set[Dim] = set()
+
+    def resolve(self, axis: Axis) -> Axis:
+        """`axis` in terms of unbound Dims, flattened."""
+        match axis:
+            case Dim():
+                if axis not in self._bound:
+                    return axis
+                found = self.resolve(self._bound[axis])
+                self._bound[axis] = found
+                return found
+            case Sum(parts):
+                return sum_of(self.resolve(part) for part in parts)
+            case Product(factors):
+                return product_of(self.resolve(factor) for factor in factors)
+
+    def frozen(self, dim: Dim) -> Reason | None:
+        """Why no position of the unbound `dim` may go; None when free."""
+        return self._frozen.get(dim)
+
+    def inexact(self, dim: Dim) -> Reason | None:
+        """Why removing a position of the unbound `dim` would not equal zeroing it; None when it does."""
+        return self._inexact.get(dim)
+
+    def is_unit(self, dim: Dim) -> bool:
+        """Is the unbound `dim` one position of an axis whose positions were joined one by one?"""
+        return dim in self._joined_by_position
+
+    def freeze(self, axis: Axis, reason: Reason) -> None:
+        """Keep every position; a reason that nature gives yields to none, and gives way to a real one."""
+        for dim in leaves(self.resolve(axis)):
+            known = self._frozen.get(dim)
+            if known is None or (known.by_nature and not reason.by_nature):
+                self._frozen[dim] = reason
+
+    def mark_inexact(self, axis: Axis, reason: Reason) -> None:
+        for dim in leaves(self.resolve(axis)):
+            self._inexact.setdefault(dim, reason)
+
+    def equate(self, left: Axis, right: Axis, node: str) -> None:
+        """Make both axes the same; where they have no common form, freeze both."""
+        pending = [(left, right)]
+        while pending:
+            one, other = (self.resolve(axis) for axis in pending.pop())
+            if one is other or one == other:
+                continue
+            if one.size != other.size:
+                self._give_up((one, other), node, f"axes of {one.size} and {other.size} positions meet")
+                continue
+            pending.extend(reversed(self._step(one, other, node)))
+
+    def _step(self, one: Axis, other: Axis, node: str) -> list[tuple[Axis, Axis]]:
+        """Bind, or break the equation into smaller ones."""
+        match one, other:
+            case Dim(), _:
+                self._bind(one, other, node)
+                return []
+            case _, Dim():
+                self._bind(other, one, node)
+                return []
+            case Sum(), Sum():
+                return self._align(one, other, node)
+            case Product(), Product():
+                return self._refine(one, other, node)
+            case Sum(), Product():
+                return self._distribute(one, other, node)
+            case _:
+                assert isinstance(other, Sum) and isinstance(one, Product)
+                return self._distribute(other, one, node)
+
+    def _bind(self, dim: Dim, axis: Axis, node: str) -> None:
+        if any(leaf is dim for leaf in leaves(axis)):
+            self._give_up((dim, axis), node, "an axis would have to contain itself")
+            return
+        frozen, inexact = self._frozen.pop(dim, None), self._inexact.pop(dim, None)
+        self._bound[dim] = axis
+        if dim in self._joined_by_position:
+            self._joined_by_position.update(leaves(axis))
+        if frozen is not None:
+            self.freeze(axis, frozen)
+        if inexact is not None:
+            self.mark_inexact(axis, inexact)
+
+    def _replace(self, dim: Dim, axis: Axis) -> Axis:
+        """Bind a Dim to a finer form made of fresh Dims."""
+        self._bind(dim, axis, "")
+        return axis
+
+    def _give_up(self, axes: tuple[Axis, ...], node: str, text: str) -> None:
+        for axis in axes:
+            self.freeze(axis, Reason(text, node))
+
+    def _align(self, one: Sum, other: Sum, node: str) -> list[tuple[Axis, Axis]]:
+        """Two sums: the first parts are equal as far as the shorter goes; so are the rests."""
+        size = min(one.parts[0].size, other.parts[0].size)
+        halves = [self._cut(axis, size, node) for axis in (one, other)]
+        if halves[0] is None or halves[1] is None:
+            return self._by_position(one, other, node)
+        (head, rest), (other_head, other_rest) = halves
+        return [(head, other_head), (rest, other_rest)]
+
+    def _cut(self, axis: Axis, size: int, node: str) -> tuple[Axis, Axis] | None:
+        """The first `size` positions and the others; None where no form of the axis shows them."""
+        axis = self.resolve(axis)
+        if size in (0, axis.size):
+            empty = Sum(())
+            return (empty, axis) if size == 0 else (axis, empty)
+        match axis:
+            case Dim():
+                return self._cut_dim(axis, size)
+            case Sum(parts):
+                before: list[Axis] = []
+                for number, part in enumerate(parts):
+                    if part.size > size:
+                        halves = self._cut(part, size, node)
+                        if halves is None:
+                            return None
+                        return sum_of((*before, halves[0])), sum_of((halves[1], *parts[number + 1 :]))
+                    before.append(part)
+                    size -= part.size
+                    if size == 0:
+                        return sum_of(before), sum_of(parts[number + 1 :])
+                raise AssertionError("a cut beyond the end")
+            case Product(factors):
+                inner = product_of(factors[1:])
+                if size % inner.size:
+                    return None
+                halves = self._cut(factors[0], size // inner.size, node)
+                if halves is None:
+                    return None
+                return product_of((halves[0], inner)), product_of((halves[1], inner))
+
+    def _cut_dim(self, dim: Dim, size: int) -> tuple[Axis, Axis]:
+        head, rest = Dim(size), Dim(dim.size - size)
+        self._replace(dim, Sum((head, rest)))
+        return head, rest
+
+    def _refine(self, one: Product, other: Product, node: str) -> list[tuple[Axis, Axis]]:
+        """Two products: from the fastest factor on, equal or nested factors match; others match as blocks."""
+        left, right = list(one.factors), list(other.factors)
+        small, large = sorted((left, right), key=lambda factors: factors[-1].size)
+        size = small[-1].size
+        if large[-1].size == size:
+            return [(small[-1], large[-1]), (product_of(small[:-1]), product_of(large[:-1]))]
+        if large[-1].size % size == 0:
+            inner = self._split(large[-1], size, node)
+            if inner is not None:
+                rest = product_of((*large[:-1], inner[0]))
+                return [(small[-1], inner[1]), (product_of(small[:-1]), rest)]
+        return self._match_block(left, right, node)
+
+    def _match_block(self, left: list[Axis], right: list[Axis], node: str) -> list[tuple[Axis, Axis]]:
+        """Freeze the shortest run of factors from the right that has the same size on both sides; go on before it."""
+        taken_left, taken_right = left.pop(), right.pop()
+        block = [taken_left, taken_right]
+        sizes = [taken_left.size, taken_right.size]
+        while sizes[0] != sizes[1]:
+            shorter = 0 if sizes[0] < sizes[1] else 1
+            factor = (left, right)[shorter].pop()
+            block.append(factor)
+            sizes[shorter] *= factor.size
+        self._give_up(tuple(block), node, "it merges and cuts axes so that positions do not line up")
+        return [(product_of(left), product_of(right))] if left and right else []
+
+    def _split(self, axis: Axis, inner: int, node: str) -> tuple[Axis, Axis] | None:
+        """The axis as an outer axis times an inner one of `inner` positions."""
+        axis = self.resolve(axis)
+        match axis:
+            case Dim():
+                outer_dim, inner_dim = Dim(axis.size // inner), Dim(inner)
+                self._replace(axis, Product((outer_dim, inner_dim)))
+                return outer_dim, inner_dim
+            case Sum(parts):
+                if any(part.size % inner for part in parts):
+                    return None
+                shared = Dim(inner)
+                outer = []
+                for part in parts:
+                    outer.append(Dim(part.size // inner))
+                    self.equate(part, product_of((outer[-1], shared)), node)
+                return sum_of(outer), shared
+            case Product():
+                raise AssertionError("products are flat")
+
+    def _distribute(self, total: Sum, product: Product, node: str) -> list[tuple[Axis, Axis]]:
+        """A sum and a product: cut the leading factor where the parts end, or match equal blocks."""
+        inner = product_of(product.factors[1:])
+        if all(part.size % inner.size == 0 for part in total.parts):
+            equations: list[tuple[Axis, Axis]] = []
+            rest: Axis = product.factors[0]
+            for part in total.parts:
+                halves = self._cut(rest, part.size // inner.size, node)
+                if halves is None:
+                    return self._by_position(total, product, node)
+                equations.append((part, product_of((halves[0], inner))))
+                rest = halves[1]
+            return equations
+        return self._match_equal_blocks(total, product.factors[0], inner, node)
+
+    def _match_equal_blocks(self, total: Sum, leading: Axis, inner: Axis, node: str) -> list[tuple[Axis, Axis]]:
+        """Every position of the leading factor is one block of the sum, and all blocks are alike."""
+        self.freeze(leading, Reason("its positions are blocks of different origin", node, by_nature=True))
+        equations: list[tuple[Axis, Axis]] = []
+        rest: Axis = total
+        for _ in range(leading.size):
+            halves = self._cut(rest, inner.size, node)
+            if halves is None:
+                return self._by_position(total, product_of((leading, inner)), node)
+            equations.append((halves[0], inner))
+            rest = halves[1]
+        return equations
+
+    def _by_position(self, one: Axis, other: Axis, node: str) -> list[tuple[Axis, Axis]]:
+        """Where no cut lines up: join the axes position by position, one unit Dim each."""
+        if one.size > UNIT_LIMIT:
+            self._give_up((one, other), node, "it cuts axes where no factor ends")
+            return []
+        units, other_units = self._units(one, node), self._units(other, node)
+        return list(zip(units, other_units, strict=True))
+
+    def _units(self, axis: Axis, node: str) -> list[Axis]:
+        """One unit Dim for each position; of several free factors only the longest stays free."""
+        axis = self.resolve(axis)
+        match axis:
+            case Dim(size):
+                if size == 1:
+                    return [axis]
+                units = tuple(Dim(1) for _ in range(size))
+                self._replace(axis, Sum(units))
+                self._joined_by_position.update(units)
+                return list(units)
+            case Sum(parts):
+                return [unit for part in parts for unit in self._units(part, node)]
+            case Product(factors):
+                free = [f for f in factors if any(leaf not in self._frozen for leaf in leaves(self.resolve(f)))]
+                lead = max(free, key=lambda factor: factor.size, default=factors[0])
+                for factor in factors:
+                    if factor is not lead:
+                        self.freeze(factor, Reason("it is shuffled in a way that no factor shows", node))
+                at = factors.index(lead)
+                before = product_of(factors[:at]).size if at else 1
+                after = product_of(factors[at + 1 :]).size if factors[at + 1 :] else 1
+                units_of_lead = self._units(lead, node)
+                return [unit for _ in range(before) for unit in units_of_lead for _ in range(after)]

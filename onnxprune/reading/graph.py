@@ -1,0 +1,246 @@
+"""The model as read: immutable values that name nodes, tensors and constants; weights stay where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node; `name` is unique in the graph, made up from an output where the file has none."""
+
+    name: str
+    position: int
+    domain: str
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    captured: tuple[str, ...]
+    """Outer tensors that the bodies of control flow read by name."""
+
+    @property
+    def label(self) -> str:
+        """The operator as a user writes it, with its domain where that is not the standard's."""
+        return f"{self.domain}.{self.op_type}" if self.domain else self.op_type
+
+    @property
+    def has_body(self) -> bool:
+        return any(isinstance(value, GraphProto) for value in self.attributes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """An initializer or the value of a Constant node; its numbers are read when asked for."""
+
+    name: str
+    shape: Shape
+    tensor: TensorProto
+    folder: str
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def is_float(self) -> bool:
+        return self.tensor.data_type in FLOAT_TYPES
+
+    @property
+    def is_weight(self) -> bool:
+        """Does it hold learned numbers, plain or quantised, rather than indices, sizes or flags?"""
+        return self.tensor.data_type not in INDEX_TYPES
+
+    def array(self) -> np.ndarray:
+        """The numbers, as numpy array of `shape`."""
+        return np.array(numpy_helper.to_array(self.tensor, self.folder))
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A graph input or output: sizes are ints, names of dynamic dimensions, or None where nothing is said."""
+
+    name: str
+    element_type: int
+    shape: tuple[int | str | None, ...] | None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self.element_type))
+
+    @property
+    def is_dynamic(self) -> bool:
+        return self.shape is None or any(not isinstance(size, int) for size in self.shape)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """
+    A model with what is known about it before any analysis.
+
+    `shapes` and `values` were observed at one setting of the dynamic dimensions (`input_shapes`): the concrete shape of
+    every tensor, and the numbers of small integer tensors.
+    """
+
+    model: ModelProto
+    sha256: str
+    folder: str
+    path: Path | None
+    file_bytes: int
+    nodes: tuple[Node, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    constants: Mapping[str, Constant]
+    input_shapes: Mapping[str, Shape]
+    shapes: Mapping[str, Shape]
+    values: Mapping[str, np.ndarray]
+
+    @cached_property
+    def opsets(self) -> dict[str, int]:
+        """Version of each operator set, the standard's under ""."""
+        return {standard(entry.domain): entry.version for entry in self.model.opset_import}
+
+    @cached_property
+    def readers(self) -> dict[str, tuple[tuple[Node, int], ...]]:
+        """For each tensor, the (node, input index) pairs that read it."""
+        found: dict[str, list[tuple[Node, int]]] = {}
+        for node in self.nodes:
+            for index, name in enumerate(node.inputs):
+                if name:
+                    found.setdefault(name, []).append((node, index))
+        return {name: tuple(uses) for name, uses in found.items()}
+
+    @cached_property
+    def makers(self) -> dict[str, Node]:
+        """For each computed tensor, the node that makes it."""
+        return {name: node for node in self.nodes for name in node.outputs if name}
+
+    @cached_property
+    def captured(self) -> frozenset[str]:
+        """Tensors that bodies of control flow read by name."""
+        return frozenset(name for node in self.nodes for name in node.captured)
+
+    @cached_property
+    def has_batch(self) -> bool:
+        """Is the first axis of every input dynamic?"""
+        return bool(self.inputs) and all(
+            port.shape is not None and len(port.shape) > 0 and not isinstance(port.shape[0], int)
+            for port in self.inputs
+        )
+
+
+FLOAT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
+INDEX_TYPES = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.STRING})
+ELEMENT_BYTES: dict[int, float] = {
+    element: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element)).itemsize
+    for element in onnx.helper.get_all_tensor_dtypes()
+    if element not in (TensorProto.UNDEFINED, TensorProto.STRING)
+}
+
+
+def standard(domain: str) -> str:
+    """The domain, with the two spellings of the ONNX standard's made one."""
+    return "" if domain == "ai.onnx" else domain
+
+
+def nodes_of(graph: GraphProto) -> Iterator[Node]:
+    """Every node of the main graph, each with a unique name."""
+    taken: set[str] = set()
+    for position, proto in enumerate(graph.node):
+        wanted = proto.name or next((f"{proto.op_type}:{name}" for name in proto.output if name), proto.op_type)
+        name, attempt = wanted, 1
+        while name in taken:
+            attempt += 1
+            name = f"{wanted}#{attempt}"
+        taken.add(name)
+        attributes = {attribute.name: attribute_value(attribute) for attribute in proto.attribute}
+        bodies = [value for value in attributes.values() if isinstance(value, GraphProto)]
+        yield Node(
+            name=name,
+            position=position,
+            domain=standard(proto.domain),
+            op_type=proto.op_type,
+            inputs=tuple(proto.input),
+            outputs=tuple(proto.output),
+            attributes=attributes,
+            captured=tuple(sorted({name for body in bodies for name in outer_names(body)})),
+        )
+
+
+def attribute_value(attribute: AttributeProto) -> Any:
+    """The attribute's value; texts as str, tensors and graphs as their protos."""
+    if attribute.type == AttributeProto.TENSOR:
+        return attribute.t
+    if attribute.type == AttributeProto.SPARSE_TENSOR:
+        return attribute.sparse_tensor
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, list) and value and isinstance(value[0], bytes):
+        return [text.decode("utf-8", "replace") for text in value]
+    return value
+
+
+def outer_names(body: GraphProto) -> set[str]:
+    """Names that `body` (and the bodies in it) reads but does not define."""
+    defined = {port.name for port in body.input} | {tensor.name for tensor in body.initializer}
+    wanted = {port.name for port in body.output}
+    for node in body.node:
+        defined.update(node.output)
+        wanted.update(name for name in node.input if name)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                wanted |= outer_names(inner)
+    return wanted - defined
+
+
+def constants_of(graph: GraphProto, folder: str) -> dict[str, Constant]:
+    """Every initializer and every value of a Constant node, by the tensor's name."""
+    found = {tensor.name: Constant(tensor.name, tuple(tensor.dims), tensor, folder) for tensor in graph.initializer}
+    for node in graph.node:
+        tensor = constant_tensor(node)
+        if tensor is not None:
+            found[node.output[0]] = Constant(node.output[0], tuple(tensor.dims), tensor, folder)
+    return found
+
+
+def constant_tensor(node: NodeProto) -> TensorProto | None:
+    """What a Constant node holds, as a dense tensor; None for any other node."""
+    if node.op_type != "Constant" or standard(node.domain) or len(node.attribute) != 1:
+        return None
+    (attribute,) = node.attribute
+    if attribute.name == "value":
+        return attribute.t
+    if attribute.name in ("value_float", "value_floats"):
+        return numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), np.float32))
+    if attribute.name in ("value_int", "value_ints"):
+        return numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), np.int64))
+    return None
+
+
+def ports_of(graph: GraphProto, *, outputs: bool = False) -> Iterator[Port]:
+    """The graph's real inputs (those that are not initializers), or its outputs."""
+    weights = {tensor.name for tensor in graph.initializer}
+    for info in graph.output if outputs else graph.input:
+        if not outputs and info.name in weights:
+            continue
+        kind = info.type.tensor_type
+        shape = tuple(declared_size(size) for size in kind.shape.dim) if kind.HasField("shape") else None
+        yield Port(info.name, kind.elem_type, shape)
+
+
+def declared_size(size: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """What the file says about one axis: a number, a name, or None."""
+    if size.HasField("dim_value"):
+        return int(size.dim_value)
+    return size.dim_param or None

@@ -1,0 +1,122 @@
+"""What a rule can say about one node; everything downstream reads these facts and no operator names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxprune.rules.axes import Axis
+from onnxprune.rules.operation import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Equal:
+    """Both axes have the same positions: what goes from one goes from the other."""
+
+    left: Axis
+    right: Axis
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """No position of the axis may go. `by_nature`: nobody would expect it to (space, time, kernels, batch)."""
+
+    axis: Axis
+    reason: str
+    by_nature: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Inexact:
+    """A removed position would change what the others compute (a mean over the axis, say)."""
+
+    axis: Axis
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contracted:
+    """A sink: the node sums over axis number `axis` of its input `tensor`, each term a product of the `by` operands."""
+
+    tensor: Tensor
+    axis: int
+    by: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """
+    An attribute (`place` is its name) or an input (`place` is its index) holds the width of `size` at `element`.
+
+    `element` is None for a scalar attribute. The stored number is `sign` times the width. A stored value that is
+    something else already (0, -1, "to the end") stays as it is.
+    """
+
+    place: str | int
+    element: int | None
+    size: Axis
+    sign: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """A position is zero when it is zero in one of these."""
+
+    terms: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """A position is zero when it is zero in all of these; of nothing: always."""
+
+    terms: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HoldersOf:
+    """A position is zero when it is zero in each of these tensors that has such a position."""
+
+    terms: tuple[Tensor, ...]
+
+
+Condition = Tensor | AnyOf | AllOf | HoldersOf
+
+
+@dataclass(frozen=True, slots=True)
+class Zero:
+    """`output` is zero in a position when the condition holds there. Nothing said: it is zero nowhere."""
+
+    output: Tensor
+    when: Condition
+
+
+@dataclass(frozen=True, slots=True)
+class Divisor:
+    """The input divides (a denominator, a variance): zeroing leaves its numbers alone."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Macs:
+    """The node multiplies and adds as many times as the product of these axes' widths."""
+
+    factors: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Element i of `output` is the width of `sizes[i]`."""
+
+    output: Tensor
+    sizes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """Flat element k of `output` is a copy of flat element `sources[k][1]` of input number `sources[k][0]`."""
+
+    output: Tensor
+    sources: tuple[tuple[int, int], ...]
+
+
+Fact = Equal | Frozen | Inexact | Contracted | Stores | Zero | Divisor | Macs | Measured | Copied

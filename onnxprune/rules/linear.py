@@ -1,0 +1,96 @@
+"""Matrix products and contractions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnxprune.rules.axes import Axis
+from onnxprune.rules.facts import AllOf, AnyOf, Contracted, Equal, Fact, Macs, Zero
+from onnxprune.rules.operation import NotUnderstood, Op, Tensor
+from onnxprune.rules.registry import rule
+from onnxprune.rules.vocabulary import broadcast
+
+
+@rule("MatMul")
+def matmul(op: Op) -> Iterator[Fact]:
+    """Rows by columns over the shared inner axis; leading axes broadcast; a vector has no row or column axis."""
+    a, b, y = op.input(0), op.input(1), op.output()
+    if a.rank == 0 or b.rank == 0:
+        raise NotUnderstood("an operand is a scalar")
+    inner = -2 if b.rank > 1 else -1
+    yield Equal(a[-1], b[inner])
+    if a.rank > 1 and b.rank > 1:
+        yield Equal(a[-2], y[-2])
+        yield Equal(b[-1], y[-1])
+        yield from broadcast((leading(a, 2), leading(b, 2)), leading(y, 2))
+    elif a.rank > 1:
+        yield from broadcast((leading(a, 1),), y)
+    elif b.rank > 1:
+        yield Equal(b[-1], y[-1])
+        yield from broadcast((leading(b, 2),), leading(y, 1))
+    yield Contracted(a, a.rank - 1, by=(a, b))
+    yield Zero(y, AnyOf((a, b)))
+    yield Macs((*y.axes, a[-1]))
+
+
+def leading(tensor: Tensor, dropped: int) -> Tensor:
+    """The tensor without its last `dropped` axes."""
+    return Tensor(tensor.name, tensor.axes[: tensor.rank - dropped])
+
+
+@rule("Gemm")
+def gemm(op: Op) -> Iterator[Fact]:
+    """y [m, n] = a [m, k] times b [k, n], either transposed, plus c, which broadcasts."""
+    a, b, c, y = op.input(0), op.input(1), op.optional(2), op.output()
+    a_row, a_inner = (1, 0) if op.attribute("transA", 0) else (0, 1)
+    b_inner, b_column = (1, 0) if op.attribute("transB", 0) else (0, 1)
+    yield Equal(a[a_row], y[0])
+    yield Equal(b[b_column], y[1])
+    yield Equal(a[a_inner], b[b_inner])
+    yield Contracted(a, a_inner, by=(a, b))
+    yield Macs((y[0], y[1], a[a_inner]))
+    if c is None:
+        yield Zero(y, AnyOf((a, b)))
+    else:
+        yield from broadcast((c,), y)
+        yield Zero(y, AllOf((AnyOf((a, b)), c)))
+
+
+@rule("Einsum")
+def einsum(op: Op) -> Iterator[Fact]:
+    """Axes of one letter are equal; a letter missing from the output is summed over."""
+    operands, y = op.tensors, op.output()
+    letters_of, result = letters(str(op.attribute("equation")), operands, y)
+    seen: dict[str, Axis] = dict(zip(result, y.axes, strict=True))
+    for names, operand in zip(letters_of, operands, strict=True):
+        if len(set(names)) < len(names):
+            raise NotUnderstood("an index stands twice in one operand")
+        for number, (name, axis) in enumerate(zip(names, operand.axes, strict=True)):
+            if name not in seen:
+                yield Contracted(operand, number, by=operands)
+            elif seen[name].size != axis.size:
+                raise NotUnderstood(f"index {name!r} broadcasts")
+            yield Equal(seen.setdefault(name, axis), axis)
+    yield Zero(y, AnyOf(operands))
+    if len(operands) > 1:
+        yield Macs(tuple(seen.values()))
+
+
+def letters(equation: str, operands: tuple[Tensor, ...], y: Tensor) -> tuple[list[list[str]], list[str]]:
+    """The index names of each operand's axes and of the output's; an ellipsis gives names "0", "1" ... from the right."""
+    left, _, right = equation.replace(" ", "").partition("->")
+    sides = [spelled(side, operand.rank) for side, operand in zip(left.split(","), operands, strict=True)]
+    if "->" in equation:
+        return sides, spelled(right, y.rank)
+    every = [name for side in sides for name in side]
+    dots = sorted({name for name in every if name.isdigit()}, key=int, reverse=True)
+    return sides, dots + sorted(name for name in set(every) if every.count(name) == 1 and not name.isdigit())
+
+
+def spelled(side: str, rank: int) -> list[str]:
+    """One name per axis."""
+    before, dots, after = side.partition("...")
+    extra = rank - len(before) - len(after)
+    if extra < 0 or (extra and not dots):
+        raise NotUnderstood(f"{side!r} does not fit {rank} axes")
+    return [*before, *(str(number) for number in range(extra - 1, -1, -1)), *after]

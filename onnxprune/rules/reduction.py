@@ -1,0 +1,61 @@
+"""Reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnxprune.rules.facts import Contracted, Equal, Fact, Frozen, Inexact, Zero
+from onnxprune.rules.operation import Op, Tensor
+from onnxprune.rules.registry import rule
+
+SUMS = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
+
+
+@rule(*SUMS)
+def reduce_sum(op: Op) -> Iterator[Fact]:
+    """A sum to which zeros add nothing: a sink."""
+    x, y = op.input(0), op.output()
+    for number in reduced(op, x):
+        yield Contracted(x, number, by=(x,))
+    yield from kept_axes(op, x, y)
+    yield Zero(y, x)
+
+
+@rule("ReduceMean")
+def reduce_mean(op: Op) -> Iterator[Fact]:
+    """A mean, which depends on how many positions there are."""
+    x, y = op.input(0), op.output()
+    for number in reduced(op, x):
+        yield Inexact(x[number], f"{op.node.label} takes a mean over it")
+    yield from kept_axes(op, x, y)
+    yield Zero(y, x)
+
+
+@rule("ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp", "ArgMax", "ArgMin")
+def reduce_other(op: Op) -> Iterator[Fact]:
+    """A zero would count."""
+    x, y = op.input(0), op.output()
+    for number in reduced(op, x):
+        yield Frozen(x[number], f"{op.node.label} runs over it")
+    yield from kept_axes(op, x, y)
+    if op.node.op_type in ("ReduceMax", "ReduceMin"):
+        yield Zero(y, x)
+
+
+def reduced(op: Op, x: Tensor) -> tuple[int, ...]:
+    """The axes that are reduced."""
+    if op.node.op_type.startswith("Arg"):
+        return (op.axis(x),)
+    axes = op.numbers("axes", 1)
+    if not axes:
+        return () if op.attribute("noop_with_empty_axes", 0) else tuple(range(x.rank))
+    return tuple(sorted(axis % x.rank for axis in axes))
+
+
+def kept_axes(op: Op, x: Tensor, y: Tensor) -> Iterator[Fact]:
+    """The axes that are left are those of the input."""
+    gone = reduced(op, x)
+    left = [number for number in range(x.rank) if number not in gone]
+    places = left if op.attribute("keepdims", 1) else range(len(left))
+    for number, place in zip(left, places, strict=True):
+        yield Equal(x[number], y[place])
