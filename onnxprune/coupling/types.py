@@ -105,7 +105,7 @@ def seen_by(
 
 def typed_by_use(constant: Constant, graph: Graph) -> bool:
     few = len(constant.shape) <= 1 or constant.size < SHARED_ELEMENTS
-    return few and constant.name not in graph.captured
+    return few and constant.name not in graph.captured and all(port.name != constant.name for port in graph.outputs)
 
 
 def small_value(constant: Constant) -> np.ndarray | None:

@@ -48,13 +48,15 @@ class Stores:
     An attribute (`place` is its name) or an input (`place` is its index) holds the width of `size` at `element`.
 
     `element` is None for a scalar attribute. The stored number is `sign` times the width. A stored value that is
-    something else already (0, -1, "to the end") stays as it is.
+    something else already (0, -1, "to the end") stays as it is. Where nothing is stored, equal widths are meant; as soon
+    as they differ they are written down, in place of the attribute `replaces`.
     """
 
     place: str | int
     element: int | None
     size: Axis
     sign: int = 1
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,9 @@ def split(op: Op) -> Iterator[Fact]:
     for part in op.results:
         yield from same_axes(x, part, except_=(along,))
         yield Zero(part, x)
-    yield from stored_sizes(op.place("split", 1), (part[along] for part in op.results))
+    place = "split" if op.opset < 13 else 1
+    for element, part in enumerate(op.results):
+        yield Stores(place, element, part[along], replaces="num_outputs")
     start = 0
     for part in op.results:
         if x.rank == 1 and x[0].size <= 64:

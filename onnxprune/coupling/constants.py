@@ -1,0 +1,73 @@
+"""What becomes of each constant when channels go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.coupling.couple import Couplings
+from onnxprune.coupling.types import Use
+from onnxprune.rules.axes import Dim, kept_positions, leaves
+
+Kept = Mapping[Dim, np.ndarray]
+"""For each Dim that loses positions, those that stay, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """
+    One form a constant takes in the pruned model, for the uses that agree on it.
+
+    `kept` lists, for each axis that loses positions, those that stay. `uses` is empty when all uses share the form.
+    `name` is the constant's own for the form that most uses share.
+    """
+
+    constant: str
+    name: str
+    kept: Mapping[int, np.ndarray]
+    uses: tuple[Use, ...]
+    divides: bool
+
+
+def variants(couplings: Couplings, kept: Kept) -> Iterator[Variant]:
+    """Every form of every constant that loses positions in one of its uses, the constant's own name first."""
+    taken = set(couplings.graph.shapes)
+    for name in couplings.graph.constants:
+        forms: dict[tuple[object, ...], list[Variant]] = {}
+        for use, tensor in couplings.constant_uses(name):
+            positions = {
+                number: kept_positions(axis, kept)
+                for number, axis in enumerate(couplings.typing.axes(tensor))
+                if any(leaf in kept for leaf in leaves(axis))
+            }
+            divides = divides_at(couplings, name, use)
+            form = Variant(name, name, positions, (use,) if use else (), divides)
+            key = (*((number, stay.tobytes()) for number, stay in positions.items()), divides)
+            forms.setdefault(key, []).append(form)
+        if not any(form.kept for alike in forms.values() for form in alike):
+            continue
+        by_uses = sorted(forms.values(), key=len, reverse=True)
+        for number, alike in enumerate(by_uses):
+            own = name if number == 0 else fresh_name(f"{name}.{number + 1}", taken)
+            uses = tuple(use for form in alike for use in form.uses) if len(by_uses) > 1 else ()
+            yield Variant(name, own, alike[0].kept, uses, alike[0].divides)
+
+
+def divides_at(couplings: Couplings, name: str, use: Use | None) -> bool:
+    """Is the constant a divisor there, so that zeroing leaves it alone?"""
+    if use is not None:
+        return use in couplings.divisors
+    readers = couplings.graph.readers.get(name, ())
+    return any((node.position, index) in couplings.divisors for node, index in readers)
+
+
+def fresh_name(wanted: str, taken: set[str]) -> str:
+    """A name that no tensor has; it is taken from now on."""
+    name, attempt = wanted, 1
+    while name in taken:
+        attempt += 1
+        name = f"{wanted}.{attempt}"
+    taken.add(name)
+    return name

@@ -1,0 +1,175 @@
+"""A copy of the model that can be edited: what is not touched stays byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from google.protobuf.message import Message
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from onnxprune.coupling.constants import fresh_name
+from onnxprune.reading.graph import Graph, constant_tensor
+
+INITIALIZERS_ARE_NO_INPUTS = 4
+"""The IR version from which an initializer need not be listed among the graph's inputs."""
+
+CONSTANT_VALUES = frozenset({"value_float", "value_floats", "value_int", "value_ints", "sparse_value"})
+
+SizesOf = Callable[[str], tuple[int, ...] | None]
+
+
+class Draft:
+    """
+    The new model in the making.
+
+    Nodes are known by their position in the original; new nodes are placed behind one of those, and new constants are
+    initializers (Constant nodes where the IR version wants every initializer to be an input).
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._taken = set(graph.shapes)
+        self._nodes: list[NodeProto] = []
+        for node in graph.model.graph.node:
+            copy = NodeProto()
+            copy.CopyFrom(node)
+            self._nodes.append(copy)
+        self._behind: dict[int, list[NodeProto]] = {}
+        self._changed: dict[str, TensorProto] = {}
+        self._added: dict[str, TensorProto] = {}
+        self._graph = graph
+
+    def fresh(self, wanted: str) -> str:
+        """A tensor name that is not taken."""
+        return fresh_name(wanted, self._taken)
+
+    def read_instead(self, position: int, index: int, name: str) -> None:
+        """Let input `index` of a node be another tensor; an absent optional input is filled in."""
+        inputs = self._nodes[position].input
+        while len(inputs) <= index:
+            inputs.append("")
+        inputs[index] = name
+
+    def set_attribute(self, position: int, name: str, value: object, *, drop: frozenset[str] = frozenset()) -> None:
+        """Replace an attribute's value, or add it, and drop others."""
+        node = self._nodes[position]
+        kept = [attribute for attribute in node.attribute if attribute.name not in drop | {name}]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    def drop_attribute(self, position: int, name: str) -> None:
+        """Take an attribute away."""
+        node = self._nodes[position]
+        kept = [attribute for attribute in node.attribute if attribute.name != name]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+
+    def change(self, name: str, array: np.ndarray) -> None:
+        """Give the constant other numbers under its own name."""
+        self._changed[name] = like(self._graph.constants[name].tensor, array, name)
+
+    def add(self, name: str, array: np.ndarray, source: TensorProto | None = None) -> None:
+        """A new constant, of the kind of `source` if that is given."""
+        self._added[name] = numpy_helper.from_array(array, name) if source is None else like(source, array, name)
+
+    def copy_behind(self, position: int, inputs: Mapping[int, str], output: int, name: str) -> None:
+        """A second node like the one at `position`, reading `inputs`, whose output number `output` is `name`."""
+        copy = NodeProto()
+        copy.CopyFrom(self._graph.model.graph.node[position])
+        for index, source in inputs.items():
+            copy.input[index] = source
+        for number in range(len(copy.output)):
+            copy.output[number] = name if number == output else ""
+        copy.name = f"{copy.name}.{name}" if copy.name else ""
+        self._behind.setdefault(position, []).append(copy)
+
+    def new_behind(self, position: int, op_type: str, inputs: Sequence[str], name: str) -> None:
+        """A new node of one output behind the node at `position`."""
+        node = helper.make_node(op_type, list(inputs), [name], name=name)
+        self._behind.setdefault(position, []).append(node)
+
+    def finish(self, sizes_of: SizesOf) -> ModelProto:
+        """
+        The new model: nodes and constants that only the edits left without a reader are gone, recorded shapes are true.
+
+        `sizes_of` gives the new size of each axis of a tensor whose size changes, and None for the others.
+        """
+        model = ModelProto()
+        copy_fields(self._graph.model, model, skip={"graph"})
+        old, new = self._graph.model.graph, model.graph
+        copy_fields(old, new, skip={"node", "initializer", "input", "value_info"})
+        nodes, unread = self._living_nodes()
+        new.node.extend(nodes)
+        as_nodes = self._graph.model.ir_version < INITIALIZERS_ARE_NO_INPUTS
+        for tensor in old.initializer:
+            if tensor.name not in unread:
+                new.initializer.append(self._changed.get(tensor.name, tensor))
+        for tensor in self._added.values():
+            if as_nodes:
+                new.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+            else:
+                new.initializer.append(tensor)
+        for infos, target in ((old.input, new.input), (old.value_info, new.value_info)):
+            target.extend(resized(info, sizes_of) for info in infos if info.name not in unread)
+        return model
+
+    def _living_nodes(self) -> tuple[list[NodeProto], set[str]]:
+        """The nodes that are read, and the names that the original read and the draft does not."""
+        graph = self._graph
+        outputs = {port.name for port in graph.outputs} | graph.captured
+        originally = set(graph.readers) | outputs
+        nodes = self._ordered_nodes()
+        while True:
+            unread = originally - {name for node in nodes for name in node.input} - outputs
+            living = [node for node in nodes if not unread.intersection(node.output) or self._read(node, unread)]
+            if len(living) == len(nodes):
+                return nodes, unread
+            nodes = living
+
+    @staticmethod
+    def _read(node: NodeProto, unread: set[str]) -> bool:
+        return any(name and name not in unread for name in node.output)
+
+    def _ordered_nodes(self) -> list[NodeProto]:
+        ordered = []
+        for position, node in enumerate(self._nodes):
+            held = constant_tensor(node)
+            if held is not None and node.output[0] in self._changed:
+                self.set_attribute(position, "value", self._changed[node.output[0]], drop=CONSTANT_VALUES)
+            ordered.append(node)
+            ordered.extend(self._behind.get(position, ()))
+        return ordered
+
+
+def like(source: TensorProto, array: np.ndarray, name: str) -> TensorProto:
+    """The numbers as a tensor of that name, with the doc string and metadata of `source`."""
+    tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+    tensor.data_type = source.data_type
+    copy_fields(source, tensor, skip=set(TensorProto.DESCRIPTOR.fields_by_name) - {"doc_string", "metadata_props"})
+    return tensor
+
+
+def copy_fields(source: Message, target: Message, *, skip: set[str]) -> None:
+    """Copy every field that is set, except those named."""
+    for field, value in source.ListFields():
+        if field.name in skip:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, field.name).extend(value)
+        elif isinstance(value, Message):
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def resized(info: ValueInfoProto, sizes_of: SizesOf) -> ValueInfoProto:
+    """The recorded shape with the new sizes where numbers are recorded."""
+    sizes = sizes_of(info.name)
+    if sizes is None:
+        return info
+    copy = ValueInfoProto()
+    copy.CopyFrom(info)
+    for dim, size in zip(copy.type.tensor_type.shape.dim, sizes, strict=False):
+        if dim.HasField("dim_value"):
+            dim.dim_value = size
+    return copy
