@@ -102,7 +102,6 @@ def set_stored_attributes(op: Op, stored: Sequence[Stores], sizes: Sizes, draft:
                 element[at] = fact.sign * width(sizes.couplings.typing.solver.resolve(fact.size), sizes.widths)
             value = element if fact.element is not None else element[0]
             if value != old:
-                op.node.attributes[fact.place]
                 draft.set_attribute(position, fact.place, value)
     absent = [fact for fact in stored if is_absent(fact.place, op)]
     widths = [width(sizes.couplings.typing.solver.resolve(fact.size), sizes.widths) for fact in absent]
@@ -146,9 +145,6 @@ def demanded_inputs(sizes: Sizes) -> Iterator[Candidate]:
             changes = any(factor != 1 for factor in factors or ())
             if changes or tensor.name in sized:
                 yield Candidate(op.node, index, factors if changes else None)
-    for port in graph.outputs:
-        if port.name in sized:
-            pass  # an output made of shapes: the verification compares it
 
 
 def factors_at(facts: Sequence[object], index: int, tensor: Tensor, sizes: Sizes) -> tuple[Fraction, ...] | None:
@@ -225,37 +221,44 @@ class Mender:
         for candidate in self.candidates:
             name = candidate.node.inputs[candidate.index]
             wanted = tuple(scaled(values[name], candidate.factors) for values in self.before)
-            new_name = self.mend(name, wanted, (candidate.node, candidate.index))
+            new_name = self.mend(name, wanted, alone=True)
             if new_name != name:
                 self.draft.read_instead(candidate.node.position, candidate.index, new_name)
 
-    def mend(self, name: str, wanted: tuple[np.ndarray, ...], use: tuple[Node, int]) -> str:
-        """The name of a tensor that holds the wanted numbers at every setting: `name` itself if it does."""
+    def mend(self, name: str, wanted: tuple[np.ndarray, ...], *, alone: bool) -> str:
+        """
+        The name of a tensor that holds the wanted numbers at every setting: `name` itself if it does.
+
+        It may be changed in place when it has one reader and all behind that reader want the change (`alone`).
+        """
         found = tuple(values[name] for values in self.after)
         if all(np.array_equal(one, other) for one, other in zip(found, wanted, strict=True)):
             return name
         key = (name, b"|".join(numbers.tobytes() for numbers in wanted))
         if key not in self.made:
-            self.made[key] = self._mended(name, found, wanted)
+            alone = alone and self._has_one_reader(name)
+            self.made[key] = self._mended(name, found, wanted, alone=alone)
         return self.made[key]
 
-    def _mended(self, name: str, found: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...]) -> str:
+    def _has_one_reader(self, name: str) -> bool:
+        seen_outside = name in self.graph.captured or any(port.name == name for port in self.graph.outputs)
+        return len(self.graph.readers.get(name, ())) == 1 and not seen_outside
+
+    def _mended(
+        self, name: str, found: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...], *, alone: bool
+    ) -> str:
         constant = self.graph.constants.get(name)
         if constant is not None:
-            if len(self.graph.readers[name]) == 1:
+            if alone:
                 self.draft.change(name, wanted[0])
                 return name
             return self._new_constant(name, wanted[0])
         maker = self.graph.makers[name]
-        if name in self.copied_from_inputs:
-            return self._mended_copy(name, maker, wanted)
+        if name in self.sizes.copied:
+            return self._mended_copy(name, maker, wanted, alone=alone)
         if all(np.array_equal(numbers, wanted[0]) for numbers in wanted[1:]):
             return self._new_constant(name, wanted[0])
         return self._scaled(name, maker, found, wanted)
-
-    @property
-    def copied_from_inputs(self) -> Mapping[str, Copied]:
-        return self.sizes.copied
 
     def _new_constant(self, name: str, numbers: np.ndarray) -> str:
         constant = self.graph.constants.get(name)
@@ -263,7 +266,7 @@ class Mender:
         self.draft.add(new_name, numbers, constant.tensor if constant else None)
         return new_name
 
-    def _mended_copy(self, name: str, maker: Node, wanted: tuple[np.ndarray, ...]) -> str:
+    def _mended_copy(self, name: str, maker: Node, wanted: tuple[np.ndarray, ...], *, alone: bool) -> str:
         """Mend the inputs that the elements were copied from, and copy from those."""
         sources = self.sizes.copied[name].sources
         inputs: dict[int, str] = {}
@@ -275,10 +278,10 @@ class Mender:
                 for element, (from_index, from_element) in enumerate(sources):
                     if from_index == index:
                         flat[from_element] = target.reshape(-1)[element]
-            new_source = self.mend(source, tuple(demanded), (maker, index))
+            new_source = self.mend(source, tuple(demanded), alone=alone)
             if new_source != source:
                 inputs[index] = new_source
-        if len(self.graph.readers.get(name, ())) == 1:
+        if alone:
             for index, source in inputs.items():
                 self.draft.read_instead(maker.position, index, source)
             return name
