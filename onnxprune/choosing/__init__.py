@@ -1,1 +1,1 @@
-""""""
+"""Stage four: which channels stay."""

@@ -1,1 +1,1 @@
-""""""
+"""Stage two: which channels must go together, what is frozen, what everything costs."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from onnxprune.coupling.unification import Reason, Solver
 from onnxprune.reading.graph import Constant, Graph, Node
-from onnxprune.rules.axes import Axis, Dim
-from onnxprune.rules.facts import Equal, Fact, Frozen, Inexact, Measured
+from onnxprune.rules.axes import Axis, Dim, leaves
+from onnxprune.rules.facts import Contracted, Equal, Fact, Frozen, Inexact, Measured
 from onnxprune.rules.operation import Op, Tensor
 from onnxprune.rules.registry import facts_of, refuse
 
@@ -73,6 +73,8 @@ def solve_types(graph: Graph) -> Typing:
     for one in stated:
         for fact in one.facts:
             hear(fact, one.op.node, solver)
+        for axis in unmentioned(one, graph):
+            solver.freeze(axis, Reason(f"{one.op.node.label} says nothing about it", one.op.node.name, by_nature=True))
     for port in (*graph.inputs, *graph.outputs):
         side = "input" if port in graph.inputs else "output"
         for axis in tensors[port.name].axes if port.name in tensors else ():
@@ -137,6 +139,27 @@ def hear(fact: Fact, node: Node, solver: Solver) -> None:
             solver.freeze(axis, Reason(text, node.name, by_nature))
         case Inexact(axis, text):
             solver.mark_inexact(axis, Reason(text, node.name))
+
+
+def unmentioned(one: Stated, graph: Graph) -> Iterator[Dim]:
+    """Axes of the node's constants of which its rule says nothing: scales, bounds, indices."""
+    mentioned = {dim for fact in one.facts for axis in axes_in(fact) for dim in leaves(axis)}
+    for tensor in one.op.tensors:
+        if tensor.name in graph.constants:
+            yield from (axis for axis in tensor.axes if axis.size > 1 and axis not in mentioned)
+
+
+def axes_in(fact: Fact) -> tuple[Axis, ...]:
+    """The axes that a fact puts in relation to others."""
+    match fact:
+        case Equal(left, right):
+            return left, right
+        case Frozen(axis, _, _) | Inexact(axis, _):
+            return (axis,)
+        case Contracted(tensor, number, _):
+            return (tensor[number],)
+        case _:
+            return ()
 
 
 def facts_where(typing: Typing, kind: type[F]) -> Iterator[tuple[Op, F]]:

@@ -1,1 +1,1 @@
-""""""
+"""Stage three: how much each channel matters."""

@@ -1,1 +1,1 @@
-""""""
+"""Last stage: what is told to people and programs."""

@@ -1,1 +1,1 @@
-""""""
+"""Stage five: the smaller model."""

@@ -120,6 +120,20 @@ def kept_positions(axis: Axis, kept: Mapping[Dim, np.ndarray]) -> np.ndarray:
     return np.flatnonzero(spread(axis, lambda dim: stay_mask(dim, kept)))
 
 
+def channels_along(axis: Axis, dim: Dim) -> np.ndarray:
+    """For each position of `axis`, which position of `dim` it belongs to; -1 for none."""
+    match axis:
+        case Dim():
+            return np.arange(axis.size) if axis is dim else np.full(axis.size, -1)
+        case Sum(parts):
+            return np.concatenate([channels_along(part, dim) for part in parts])
+        case Product(factors):
+            merged = channels_along(factors[0], dim)
+            for factor in factors[1:]:
+                merged = np.maximum.outer(merged, channels_along(factor, dim)).reshape(-1)
+            return merged
+
+
 def stay_mask(dim: Dim, kept: Mapping[Dim, np.ndarray]) -> np.ndarray:
     """A boolean per position of `dim`: does it stay?"""
     if dim not in kept:

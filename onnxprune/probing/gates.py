@@ -1,0 +1,118 @@
+"""
+Gates: a vector of ones multiplied into every sink of a group.
+
+A sink sums over an axis; with the gate of a channel at 0 the sum loses exactly the channel's term, which **is** the
+channel's removal. The gates are extra inputs of one probing model::
+
+    x ──────────────► Conv            x ──► Mul ──► Conv
+                                  gate ──────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import ModelProto
+
+from onnxprune.coupling.couple import Couplings
+from onnxprune.coupling.types import facts_where
+from onnxprune.probing.losses import Loss, loss_in_graph
+from onnxprune.rules.axes import Axis, Dim, leaves, spread
+from onnxprune.rules.facts import Contracted
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """
+    One gate input of the probing model: for axis number `axis` of tensor `tensor`, read at `uses`.
+
+    `batch_axis` is the axis of the tensor that counts samples, None if there is no such axis.
+    """
+
+    name: str
+    tensor: str
+    axis: int
+    type: Axis
+    rank: int
+    batch_axis: int | None
+    dtype: np.dtype
+    uses: tuple[tuple[int, int], ...]
+
+    def values(self, closed: Mapping[Dim, np.ndarray]) -> np.ndarray:
+        """The gate's number for each position, given the gates of Dims; ones elsewhere."""
+        return spread(self.type, lambda dim: closed.get(dim, np.ones(dim.size)))
+
+    def feed(self, rows: np.ndarray) -> np.ndarray:
+        """`[1 or rows, positions]` as the tensor's shape wants it."""
+        shape = [1] * self.rank
+        shape[self.axis] = rows.shape[1]
+        if rows.shape[0] > 1:
+            assert self.batch_axis is not None
+            shape[self.batch_axis] = rows.shape[0]
+        ordered = rows if self.batch_axis is None or self.batch_axis < self.axis else rows.T
+        return np.ascontiguousarray(ordered.reshape(shape).astype(self.dtype))
+
+
+def gates_of(couplings: Couplings, dims: Iterable[Dim]) -> tuple[Gate, ...]:
+    """One gate for each tensor axis that a sink of these Dims sums over."""
+    wanted = set(dims)
+    uses: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    axes: dict[tuple[str, int], tuple[Axis, ...]] = {}
+    for op, fact in facts_where(couplings.typing, Contracted):
+        resolved = couplings.typing.axes(fact.tensor)
+        if wanted.isdisjoint(leaves(resolved[fact.axis])):
+            continue
+        index = next(number for number, tensor in enumerate(op.inputs) if tensor is fact.tensor)
+        uses.setdefault((fact.tensor.name, fact.axis), []).append((op.node.position, index))
+        axes[fact.tensor.name, fact.axis] = resolved
+    return tuple(
+        Gate(
+            name=f"onnxprune.gate.{number}",
+            tensor=tensor,
+            axis=axis,
+            type=types[axis],
+            rank=len(types),
+            batch_axis=batch_axis_of(types, couplings),
+            dtype=np.dtype(np.float32),
+            uses=tuple(uses[tensor, axis]),
+        )
+        for number, ((tensor, axis), types) in enumerate(axes.items())
+    )
+
+
+def batch_axis_of(types: tuple[Axis, ...], couplings: Couplings) -> int | None:
+    """The one axis that is just the samples."""
+    found = [number for number, axis in enumerate(types) if isinstance(axis, Dim) and axis in couplings.batch]
+    return found[0] if len(found) == 1 else None
+
+
+def probing_model(couplings: Couplings, gates: tuple[Gate, ...], loss: Loss) -> ModelProto:
+    """The model with a gate at every sink and the loss as its only output."""
+    surgeon = gs.import_onnx(couplings.graph.model)
+    originals = list(surgeon.nodes)
+    tensors = surgeon.tensors()
+    for gate in gates:
+        source = tensors[gate.tensor]
+        shape: list[int | str] = [1] * gate.rank
+        if gate.batch_axis is not None:
+            shape[gate.batch_axis] = f"{gate.name}.rows"
+        shape[gate.axis] = gate.type.size
+        opened = gs.Variable(gate.name, np.float32, shape)
+        surgeon.inputs.append(opened)
+        factor = opened
+        if source.dtype is not None and source.dtype != np.float32 and np.dtype(source.dtype).kind == "f":
+            factor = gs.Variable(f"{gate.name}.cast")
+            cast = {"to": np.dtype(source.dtype).type}
+            surgeon.nodes.append(gs.Node("Cast", factor.name, cast, [opened], [factor]))
+        gated = gs.Variable(f"{gate.name}.gated")
+        surgeon.nodes.append(gs.Node("Mul", gated.name, {}, [source, factor], [gated]))
+        for position, index in gate.uses:
+            originals[position].inputs[index] = gated
+    surgeon.outputs = loss_in_graph(surgeon, loss)
+    for output in surgeon.outputs:
+        output.dtype, output.shape = output.dtype or np.float32, output.shape if loss.user else None
+    surgeon.cleanup().toposort()
+    return gs.export_onnx(surgeon, do_type_check=False)

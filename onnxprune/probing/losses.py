@@ -1,0 +1,267 @@
+"""
+The loss that is probed: one number per sample, computed inside the graph.
+
+Cross-entropy and KL share one form, the sum over classes of t · (log t - log p): for KL, t are the original model's own
+probabilities; for cross-entropy, t is one at the label and log t is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.errors import DataError, UsageError
+from onnxprune.probing.calibration import Calibration
+from onnxprune.reading.graph import FLOAT_TYPES, Graph
+from onnxprune.reading.observing import session_for
+
+LossName = Literal["auto", "cross-entropy", "mse", "kl"]
+UserLoss = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray], np.ndarray | None], np.ndarray | float]
+"""Called with the outputs, the original model's outputs and the labels; returns one number per sample, or one in all."""
+
+SMALLEST_PROBABILITY = 1e-12
+
+
+@dataclass(frozen=True)
+class Loss:
+    """
+    A loss made ready for a model and its samples.
+
+    `targets` holds what the loss compares with, `[samples, ...]` for each extra input of the probing model; `outputs`
+    are the model outputs it reads.
+    """
+
+    name: str
+    outputs: tuple[str, ...]
+    class_axis: int
+    probabilities: bool
+    targets: Mapping[str, np.ndarray]
+    user: UserLoss | None = None
+
+    @property
+    def is_distance(self) -> bool:
+        """Is it a distance to the original's outputs, and so least at the original itself?"""
+        return self.name in ("kl", "mse")
+
+
+def original_outputs(graph: Graph, calibration: Calibration, *, batch: int = 64, threads: int = 0) -> dict[str, np.ndarray]:
+    """The model's float outputs for every sample, `[samples, ...]` each, and its integer ones."""
+    session = session_for(graph.model, threads=threads)
+    names = [output.name for output in session.get_outputs() if output.type.startswith("tensor(")]
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for samples in calibration.batches(batch):
+        found = session.run(names, calibration.at(calibration.filled(samples)))
+        for name, value in zip(names, found, strict=True):
+            parts[name].append(per_sample(value, len(samples), calibration))
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def per_sample(value: np.ndarray, count: int, calibration: Calibration) -> np.ndarray:
+    """An output with samples along its first axis; one without a batch axis counts as one sample."""
+    if calibration.stacked or value.ndim == 0:
+        return value[None]
+    return value[:count] if calibration.batch is not None else value
+
+
+def prepare_loss(
+    graph: Graph,
+    calibration: Calibration,
+    requested: LossName | UserLoss = "auto",
+    *,
+    reference: Mapping[str, np.ndarray] | None = None,
+    threads: int = 0,
+) -> Loss:
+    """
+    The loss for these samples.
+
+    `"auto"` is cross-entropy when the labels are integers that fit an output; else KL to the model's own outputs when
+    it has one float output of probabilities or of one row of logits per sample; else the relative squared error to
+    its own outputs.
+
+    Raises:
+        UsageError: the loss does not suit the model's outputs.
+        DataError: labels out of range.
+    """
+    outputs = dict(reference or original_outputs(graph, calibration, threads=threads))
+    floats = {port.name: outputs[port.name] for port in graph.outputs if port.name in outputs and port_is_float(port)}
+    if not callable(requested) and requested not in get_args(LossName):
+        raise UsageError(f"Expected a loss among {', '.join(get_args(LossName))}, found {requested!r}.")
+    if callable(requested):
+        return Loss("custom", tuple(outputs), -1, False, outputs, requested)
+    if not floats:
+        raise UsageError("The model has no float output to compute a loss from. Prune it with --criterion magnitude.")
+    if requested in ("auto", "cross-entropy"):
+        found = cross_entropy(floats, calibration)
+        if found is not None:
+            return found
+        if requested == "cross-entropy":
+            raise UsageError(missing_labels(floats, calibration))
+    if requested == "kl" or (requested == "auto" and looks_like_logits(floats)):
+        return kl(floats)
+    return relative_error(floats)
+
+
+def port_is_float(port: object) -> bool:
+    return getattr(port, "element_type", 0) in FLOAT_TYPES
+
+
+def cross_entropy(floats: Mapping[str, np.ndarray], calibration: Calibration) -> Loss | None:
+    """Cross-entropy with the first output that the labels fit."""
+    labels = calibration.labels
+    if labels is None or labels.dtype.kind not in "iu":
+        return None
+    for name, values in floats.items():
+        axis = class_axis(values.shape, labels.shape)
+        if axis is None:
+            continue
+        classes = values.shape[axis]
+        if labels.min() < 0 or labels.max() >= classes:
+            raise DataError(
+                f"Expected labels from 0 to {classes - 1} for output {name!r} of {classes} classes, "
+                f"found {labels.min()} to {labels.max()}. Mend the labels."
+            )
+        one_hot = np.moveaxis(np.eye(classes, dtype=np.float32)[labels], -1, axis)
+        targets = {"target": one_hot, "log_target": np.zeros_like(one_hot)}
+        return Loss("cross-entropy", (name,), axis, are_probabilities(values, axis), targets)
+    return None
+
+
+def class_axis(output: Sequence[int], labels: Sequence[int]) -> int | None:
+    """The axis of the output that the labels lack: the last, or the second as in segmentation."""
+    for axis in (len(output) - 1, 1):
+        rest = [size for number, size in enumerate(output) if number != axis]
+        if len(output) > 1 and output[axis] > 1 and rest == list(labels):
+            return axis
+    return None
+
+
+def missing_labels(floats: Mapping[str, np.ndarray], calibration: Calibration) -> str:
+    """Why cross-entropy cannot be computed."""
+    shapes = ", ".join(f"{name!r} {list(values.shape)}" for name, values in floats.items())
+    if calibration.labels is None:
+        return "Cross-entropy needs labels, found none. Add an integer array 'labels' to the data, or name it: --labels."
+    found = f"{calibration.labels.dtype} {list(calibration.labels.shape)}"
+    return f"Cross-entropy needs integer labels, one per sample, that fit an output ({shapes}); found labels {found}."
+
+
+def are_probabilities(values: np.ndarray, axis: int) -> bool:
+    """Do the numbers lie in [0, 1] and add up to one over the classes?"""
+    inside = bool((values >= 0).all() and (values <= 1 + 1e-5).all())
+    return inside and bool(np.allclose(values.sum(axis), 1, atol=1e-3))
+
+
+def looks_like_logits(floats: Mapping[str, np.ndarray]) -> bool:
+    """One output: probabilities, or a row of at least two numbers per sample, or named logits."""
+    if len(floats) != 1:
+        return False
+    ((name, values),) = floats.items()
+    if values.ndim < 2 or values.shape[-1] < 2:
+        return False
+    return values.ndim == 2 or "logits" in name.lower() or are_probabilities(values, values.ndim - 1)
+
+
+def kl(floats: Mapping[str, np.ndarray]) -> Loss:
+    """KL divergence from the original's own probabilities, over the last axis of the first output."""
+    name, values = next(iter(floats.items()))
+    if values.ndim < 2 or values.shape[-1] < 2:
+        raise UsageError(f"KL needs probabilities or logits over at least two classes, found {name!r} {values.shape}.")
+    axis = values.ndim - 1
+    probabilities = are_probabilities(values, axis)
+    precise = values.astype(np.float64)
+    if probabilities:
+        log_target = np.log(np.maximum(precise, SMALLEST_PROBABILITY))
+    else:
+        shifted = precise - precise.max(axis, keepdims=True)
+        log_target = shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
+    targets = {"target": np.exp(log_target).astype(np.float32), "log_target": log_target.astype(np.float32)}
+    return Loss("kl", (name,), axis, probabilities, targets)
+
+
+def relative_error(floats: Mapping[str, np.ndarray]) -> Loss:
+    """Squared distance to the original's outputs over their mean square, added over all float outputs."""
+    return Loss("mse", tuple(floats), -1, False, {f"reference.{name}": values for name, values in floats.items()})
+
+
+def loss_in_graph(surgeon: gs.Graph, loss: Loss) -> list[gs.Variable]:
+    """Add the loss to the graph; returns the variables that are its outputs: one number per row, or the raw outputs."""
+    outputs = {tensor.name: tensor for tensor in surgeon.outputs}
+    if loss.user is not None:
+        return [outputs[name] for name in loss.outputs]
+    if loss.name == "mse":
+        return [squared_error_in_graph(surgeon, loss, outputs)]
+    output = as_float(surgeon, outputs[loss.outputs[0]])
+    target, log_target = (new_input(surgeon, name, loss.targets[name]) for name in ("target", "log_target"))
+    log_p = log_probabilities(surgeon, output, loss)
+    terms = layer(surgeon, "Mul", [target, layer(surgeon, "Sub", [log_target, log_p])])
+    summed = reduced(surgeon, "ReduceSum", terms, [loss.class_axis], keep=False)
+    return [per_row(surgeon, summed)]
+
+
+def squared_error_in_graph(surgeon: gs.Graph, loss: Loss, outputs: Mapping[str, gs.Variable]) -> gs.Variable:
+    """Each output's squared error per row over its mean square, added up."""
+    total: gs.Variable | None = None
+    for name in loss.outputs:
+        reference = loss.targets[f"reference.{name}"].astype(np.float32)
+        energy = np.float32(max(float(np.mean(np.square(reference, dtype=np.float64))), 1e-30))
+        wanted = new_input(surgeon, f"reference.{name}", reference)
+        error = layer(surgeon, "Sub", [as_float(surgeon, outputs[name]), wanted])
+        squared = layer(surgeon, "Mul", [error, error])
+        row = layer(surgeon, "Div", [per_row(surgeon, squared), np.array(energy)])
+        total = row if total is None else layer(surgeon, "Add", [total, row])
+    assert total is not None
+    return total
+
+
+def log_probabilities(surgeon: gs.Graph, output: gs.Variable, loss: Loss) -> gs.Variable:
+    """Log of the class probabilities, of logits or of probabilities."""
+    if loss.probabilities:
+        floor = np.array(SMALLEST_PROBABILITY, np.float32)
+        return layer(surgeon, "Log", [layer(surgeon, "Max", [output, floor])])
+    highest = reduced(surgeon, "ReduceMax", output, [loss.class_axis], keep=True)
+    shifted = layer(surgeon, "Sub", [output, highest])
+    total = reduced(surgeon, "ReduceSum", layer(surgeon, "Exp", [shifted]), [loss.class_axis], keep=True)
+    return layer(surgeon, "Sub", [shifted, layer(surgeon, "Log", [total])])
+
+
+def per_row(surgeon: gs.Graph, values: gs.Variable) -> gs.Variable:
+    """The mean over everything but the first axis."""
+    flat = layer(surgeon, "Reshape", [values, np.array([0, -1], np.int64)])
+    return reduced(surgeon, "ReduceMean", flat, [1], keep=False)
+
+
+AXES_ARE_INPUTS_FROM = {"ReduceSum": 13, "ReduceMax": 18, "ReduceMean": 18}
+
+
+def reduced(surgeon: gs.Graph, op_type: str, values: gs.Variable, axes: list[int], *, keep: bool) -> gs.Variable:
+    """A reduction, spelled as the graph's opset wants it."""
+    if surgeon.opset >= AXES_ARE_INPUTS_FROM[op_type]:
+        return layer(surgeon, op_type, [values, np.array(axes, np.int64)], keepdims=int(keep))
+    return layer(surgeon, op_type, [values], axes=axes, keepdims=int(keep))
+
+
+def as_float(surgeon: gs.Graph, values: gs.Variable) -> gs.Variable:
+    """The values as float32."""
+    return layer(surgeon, "Cast", [values], to=1)
+
+
+def layer(surgeon: gs.Graph, op_type: str, inputs: list[gs.Variable | np.ndarray], **attributes: object) -> gs.Variable:
+    """One more node; its only output."""
+    number = len(surgeon.nodes)
+    named = [
+        gs.Constant(f"onnxprune.constant.{number}.{index}", np.asarray(value)) if isinstance(value, np.ndarray | np.generic) else value
+        for index, value in enumerate(inputs)
+    ]
+    output = gs.Variable(f"onnxprune.{op_type}.{number}")
+    surgeon.nodes.append(gs.Node(op_type, f"onnxprune.{op_type}.{number}", attributes, named, [output]))
+    return output
+
+
+def new_input(surgeon: gs.Graph, name: str, samples: np.ndarray) -> gs.Variable:
+    """One more graph input, `[rows, ...]` like the samples, as float32."""
+    variable = gs.Variable(f"onnxprune.{name}", np.float32, ["onnxprune.rows", *samples.shape[1:]])
+    surgeon.inputs.append(variable)
+    return variable

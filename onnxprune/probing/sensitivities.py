@@ -1,0 +1,112 @@
+"""A score for every channel of every group, with its standard error."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from onnxprune.coupling.couple import Couplings, Slice
+from onnxprune.errors import PlanError
+from onnxprune.reading.records import STRICT, json_text, load_record
+
+Criterion = Literal["sensitivity", "magnitude", "random"]
+
+@dataclass(frozen=True, config=STRICT)
+class GroupScores:
+    """Scores of one group's channels, in original order; low scores go first."""
+
+    name: str
+    slices: tuple[Slice, ...]
+    scores: tuple[float, ...]
+    stderr: tuple[float, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Sensitivities:
+    """
+    A score per channel, and its standard error in the same unit.
+
+    With criterion "sensitivity" a score is the loss change when the channel goes (nats for cross-entropy and KL), so
+    scores of different groups can be compared; other criteria only order the channels inside a group.
+    """
+
+    format: Literal["onnxprune-scores"]
+    version: Literal[1]
+    groups: tuple[GroupScores, ...]
+    criterion: Criterion = "sensitivity"
+    loss: str = ""
+    delta: float = 1.0
+    samples: int = 0
+
+    def of(self, group: str) -> np.ndarray:
+        """Scores of the group's channels, float64 `[size]`."""
+        return next(np.array(entry.scores) for entry in self.groups if entry.name == group)
+
+    @property
+    def all_scores(self) -> np.ndarray:
+        """Every score of every group, end to end."""
+        return np.concatenate([np.array(entry.scores) for entry in self.groups]) if self.groups else np.zeros(0)
+
+    def to_json(self) -> str:
+        """The scores as JSON text."""
+        return json_text(_ADAPTER, self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the scores as JSON."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+
+_ADAPTER: TypeAdapter[Sensitivities] = TypeAdapter(Sensitivities)
+
+
+def sensitivities_of(
+    couplings: Couplings,
+    scores: Mapping[str, np.ndarray],
+    stderr: Mapping[str, np.ndarray] | None = None,
+    *,
+    criterion: Criterion,
+    loss: str = "",
+    delta: float = 1.0,
+    samples: int = 0,
+) -> Sensitivities:
+    """The scores of the named groups as one value."""
+    entries = []
+    for name, values in scores.items():
+        errors = stderr[name] if stderr else np.zeros(len(values))
+        slices = couplings.group(name).slices
+        entries.append(GroupScores(name, slices, tuple(map(float, values)), tuple(map(float, errors))))
+    return Sensitivities("onnxprune-scores", 1, tuple(entries), criterion, loss, delta, samples)
+
+
+def load_scores(path: str | os.PathLike[str], couplings: Couplings) -> Sensitivities:
+    """
+    The scores in a JSON file, checked against the model.
+
+    Raises:
+        PlanError: no such file, not scores, or scores of another model.
+    """
+    made_by = "onnxprune sensitivity IN -o FILE"
+    scores = load_record(_ADAPTER, path, what="onnxprune scores", made_by=made_by)
+    check_fit(scores, couplings, str(path))
+    return scores
+
+
+def check_fit(scores: Sensitivities, couplings: Couplings, where: str) -> None:
+    """Refuse scores whose groups the model does not have, or in another size."""
+    known = {group.name: group for group in couplings.groups}
+    for entry in scores.groups:
+        group = known.get(entry.name)
+        found = "no such group" if group is None else f"{group.size} channels"
+        if group is None or group.size != len(entry.scores) or len(entry.stderr) != len(entry.scores):
+            raise PlanError(
+                f"Scores in {where!r} do not fit this model: they give group {entry.name!r} {len(entry.scores)} scores, "
+                f"the model has {found}. Run `onnxprune sensitivity` again on this model."
+            )
+        if not np.isfinite(entry.scores).all():
+            raise PlanError(f"Scores in {where!r}: group {entry.name!r} has scores that are not finite. Measure again.")

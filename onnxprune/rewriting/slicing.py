@@ -1,0 +1,44 @@
+"""Put another form of each constant in its place: sliced for the pruned model, zeroed for the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from onnxprune.coupling.constants import Kept, Variant, variants
+from onnxprune.coupling.couple import Couplings
+from onnxprune.rewriting.editing import Draft
+
+
+def install(
+    draft: Draft, couplings: Couplings, kept: Kept, form: Callable[[np.ndarray, Variant], np.ndarray]
+) -> None:
+    """Give each constant that loses positions the numbers that `form` makes, split where its uses differ."""
+    for variant in variants(couplings, kept):
+        constant = couplings.graph.constants[variant.constant]
+        if variant.name == variant.constant:
+            if variant.kept:
+                draft.change(variant.name, form(constant.array(), variant))
+            continue
+        draft.add(variant.name, form(constant.array(), variant), constant.tensor)
+        for position, index in variant.uses:
+            draft.read_instead(position, index, variant.name)
+
+
+def sliced(array: np.ndarray, variant: Variant) -> np.ndarray:
+    """Only the positions that stay."""
+    for axis, positions in variant.kept.items():
+        array = np.take(array, positions, axis)
+    return array
+
+
+def with_zeros(array: np.ndarray, variant: Variant) -> np.ndarray:
+    """All positions, those that would go set to zero; a divisor keeps its numbers."""
+    if variant.divides:
+        return array
+    for axis, positions in variant.kept.items():
+        removed = np.ones(array.shape[axis], bool)
+        removed[positions] = False
+        np.moveaxis(array, axis, 0)[removed] = 0
+    return array
