@@ -2,7 +2,7 @@
 Where the zeroed model is zero: the base of the word *exact*.
 
 Zeroing a removed position of every initializer equals removing it when each sum that runs over the position gets a zero
-term from it. This follows zeros from the initializers through the graph, by what the rules say.
+term from it, and nothing divides by those zeros. This follows zeros from the initializers through the graph, by what the rules say.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ def mark_inexact_sinks(graph: Graph, typing: Typing) -> frozenset[Use]:
                 known[fact.output.name] = limited(zero_where(fact.when, at, typing), fact.output, typing)
             elif isinstance(fact, Contracted):
                 mark_sink(fact, one.op, at, typing)
+            elif isinstance(fact, Divisor):
+                mark_divisor(fact, one.op, at, typing)
     return divisors
 
 
@@ -53,6 +55,13 @@ def mark_sink(fact: Contracted, op: Op, at: Mapping[int, ZeroSet], typing: Typin
     for dim in leaves(typing.solver.resolve(fact.tensor[fact.axis])):
         if not any(dim in operand for operand in operands):
             text = f"{op.node.label} sums over it where its zeroed positions are not zero"
+            typing.solver.mark_inexact(dim, Reason(text, op.node.name))
+
+
+def mark_divisor(fact: Divisor, op: Op, at: Mapping[int, ZeroSet], typing: Typing) -> None:
+    for dim in dims_of(fact.tensor, typing):
+        if dim in at[id(fact.tensor)]:
+            text = f"{op.node.label} has no value where its zeroed positions are zero"
             typing.solver.mark_inexact(dim, Reason(text, op.node.name))
 
 

@@ -74,7 +74,7 @@ class Calibration:
         return np.concatenate([samples, np.repeat(samples[-1:], missing)]) if missing > 0 else samples
 
 
-def gather(graph: Graph, data: Data | None, *, labels: str = "labels", seed: int = 0) -> Calibration:
+def gather(graph: Graph, data: Data | Calibration | None, *, labels: str = "labels", seed: int = 0) -> Calibration:
     """
     The calibration data in the form the model takes.
 
@@ -89,9 +89,11 @@ def gather(graph: Graph, data: Data | None, *, labels: str = "labels", seed: int
     Raises:
         DataError: names, shapes, dtypes or numbers do not fit; the message lists all of them.
     """
+    if isinstance(data, Calibration):
+        return data
     if data is None:
         return synthetic(graph, seed)
-    arrays = loaded(graph, data)
+    arrays = named(graph, data)
     answers = arrays.pop(labels, None)
     problems = list(mismatches(graph, arrays, answers, labels))
     if problems:
@@ -102,18 +104,32 @@ def gather(graph: Graph, data: Data | None, *, labels: str = "labels", seed: int
     return Calibration(arrays, answers, False, fixed, stacked)
 
 
-def loaded(graph: Graph, data: Data) -> dict[str, np.ndarray]:
-    """Arrays by name, whatever form they came in."""
-    if isinstance(data, np.ndarray):
-        if len(graph.inputs) != 1:
-            names = ", ".join(repr(port.name) for port in graph.inputs)
-            raise DataError(f"Expected a dict of arrays for the inputs {names}, found one array. Name the arrays.")
-        return {graph.inputs[0].name: data}
+def collected(data: Data | None) -> np.ndarray | dict[str, np.ndarray] | None:
+    """The data as one array or as arrays by name; an iterable is read to its end here, once."""
+    if data is None or isinstance(data, np.ndarray):
+        return data
     if isinstance(data, str | os.PathLike):
         return from_file(data)
     if isinstance(data, Mapping):
         return {name: np.asarray(array) for name, array in data.items()}
     return joined(iter(data.get_next, None) if isinstance(data, DataReader) else iter(data))
+
+
+def given_shapes(arrays: np.ndarray | Mapping[str, np.ndarray] | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of named arrays, for a model that runs only at certain sizes."""
+    return {name: array.shape for name, array in arrays.items()} if isinstance(arrays, Mapping) else {}
+
+
+def named(graph: Graph, data: Data) -> dict[str, np.ndarray]:
+    """Arrays by name, whatever form they came in."""
+    arrays = collected(data)
+    if isinstance(arrays, dict):
+        return arrays
+    assert arrays is not None
+    if len(graph.inputs) != 1:
+        names = ", ".join(repr(port.name) for port in graph.inputs)
+        raise DataError(f"Expected a dict of arrays for the inputs {names}, found one array. Name the arrays.")
+    return {graph.inputs[0].name: arrays}
 
 
 def from_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -89,9 +89,9 @@ def batch_axis_of(types: tuple[Axis, ...], couplings: Couplings) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def probing_model(couplings: Couplings, gates: tuple[Gate, ...], loss: Loss) -> ModelProto:
-    """The model with a gate at every sink and the loss as its only output."""
-    surgeon = gs.import_onnx(couplings.graph.model)
+def probing_model(model: ModelProto, gates: tuple[Gate, ...], loss: Loss) -> ModelProto:
+    """The model with the gates at their sinks and the loss as its only output."""
+    surgeon = gs.import_onnx(model)
     originals = list(surgeon.nodes)
     tensors = surgeon.tensors()
     for gate in gates:

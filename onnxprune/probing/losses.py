@@ -8,11 +8,12 @@ probabilities; for cross-entropy, t is one at the label and log t is zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import ModelProto
 
 from onnxprune.errors import DataError, UsageError
 from onnxprune.probing.calibration import Calibration
@@ -42,15 +43,19 @@ class Loss:
     targets: Mapping[str, np.ndarray]
     user: UserLoss | None = None
 
+    def first(self, count: int) -> Loss:
+        """The same loss for only the first `count` samples."""
+        return replace(self, targets={name: values[:count] for name, values in self.targets.items()})
+
     @property
     def is_distance(self) -> bool:
         """Is it a distance to the original's outputs, and so least at the original itself?"""
         return self.name in ("kl", "mse")
 
 
-def original_outputs(graph: Graph, calibration: Calibration, *, batch: int = 64, threads: int = 0) -> dict[str, np.ndarray]:
-    """The model's float outputs for every sample, `[samples, ...]` each, and its integer ones."""
-    session = session_for(graph.model, threads=threads)
+def outputs_of(model: ModelProto, calibration: Calibration, *, batch: int = 64, threads: int = 0) -> dict[str, np.ndarray]:
+    """Every tensor output of the model for every sample, `[samples, ...]` each."""
+    session = session_for(model, threads=threads)
     names = [output.name for output in session.get_outputs() if output.type.startswith("tensor(")]
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for samples in calibration.batches(batch):
@@ -86,7 +91,7 @@ def prepare_loss(
         UsageError: the loss does not suit the model's outputs.
         DataError: labels out of range.
     """
-    outputs = dict(reference or original_outputs(graph, calibration, threads=threads))
+    outputs = dict(reference or outputs_of(graph.model, calibration, threads=threads))
     floats = {port.name: outputs[port.name] for port in graph.outputs if port.name in outputs and port_is_float(port)}
     if not callable(requested) and requested not in get_args(LossName):
         raise UsageError(f"Expected a loss among {', '.join(get_args(LossName))}, found {requested!r}.")

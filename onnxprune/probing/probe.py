@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import ModelProto
 
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.errors import UsageError
-from onnxprune.probing.calibration import Calibration
+from onnxprune.probing.calibration import Calibration, Data, gather
 from onnxprune.probing.gates import Gate, gates_of, probing_model
-from onnxprune.probing.losses import Loss
+from onnxprune.probing.losses import Loss, LossName, UserLoss, prepare_loss
 from onnxprune.probing.sensitivities import Sensitivities, sensitivities_of
 from onnxprune.reading.observing import session_for
-from onnxprune.rules.axes import Dim
+from onnxprune.rules.axes import Dim, leaves
 
 ROWS_A_RUN = 64
 """Probes times samples in one run: more buys nothing on a CPU."""
@@ -38,8 +39,8 @@ class Probe:
 
 def probe(
     couplings: Couplings,
-    calibration: Calibration,
-    loss: Loss,
+    data: Data | Calibration | None = None,
+    loss: LossName | UserLoss | Loss = "auto",
     *,
     groups: Sequence[Group] | None = None,
     delta: float = 1.0,
@@ -51,8 +52,8 @@ def probe(
 
     Args:
         couplings: of the model.
-        calibration: the samples the loss is averaged over.
-        loss: made by `prepare_loss` for the same samples.
+        data: the samples the loss is averaged over, in any form that `prune` takes; all of them are used.
+        loss: as `prune` takes it.
         groups: which groups to measure; all exact ones by default.
         delta: how far a gate closes; 1 is removal, a small number gives derivatives by central differences.
         threads: of ONNX Runtime in one run; 0 leaves the choice to it.
@@ -63,6 +64,9 @@ def probe(
     """
     if not 0 < delta <= 1:
         raise UsageError(f"Expected a delta above 0 and up to 1, found {delta}.")
+    calibration = gather(couplings.graph, data)
+    if not isinstance(loss, Loss):
+        loss = prepare_loss(couplings.graph, calibration, loss, threads=threads)
     if delta < 1 and loss.is_distance:
         raise UsageError(
             f"The derivative of {loss.name} to the model's own outputs is zero at the model itself. "
@@ -93,6 +97,13 @@ def probe(
         delta=delta,
         samples=len(calibration),
     )
+
+
+def loss_of(
+    couplings: Couplings, calibration: Calibration, loss: Loss, *, model: ModelProto | None = None, threads: int = 0
+) -> float:
+    """The mean loss of the model, or of another one with the same interface, over the samples."""
+    return float(Runner(couplings, calibration, loss, (), threads, model).losses([Probe({})]).mean())
 
 
 def channel_probes(group: Group, delta: float) -> Iterator[Probe]:
@@ -128,12 +139,19 @@ class Runner:
     """Runs the probing model: losses of probes on all samples."""
 
     def __init__(
-        self, couplings: Couplings, calibration: Calibration, loss: Loss, dims: Sequence[Dim], threads: int
+        self,
+        couplings: Couplings,
+        calibration: Calibration,
+        loss: Loss,
+        dims: Sequence[Dim],
+        threads: int,
+        model: ModelProto | None = None,
     ) -> None:
+        model = model or couplings.graph.model
         self.calibration = calibration
         self.loss = loss
         self.gates = gates_of(couplings, dims)
-        self.session = session_for(probing_model(couplings, self.gates, loss), threads=threads)
+        self.session = session_for(probing_model(model, self.gates, loss), threads=threads)
         self.inputs = {entry.name for entry in self.session.get_inputs()}
         rows_are_samples = calibration.batch is None and not calibration.stacked and batch_first(couplings, loss)
         self.many_a_run = rows_are_samples and all(gate.batch_axis is not None for gate in self.gates)
@@ -174,8 +192,6 @@ class Runner:
 
     def _touched(self, probes: Sequence[Probe]) -> list[Gate]:
         """The gates that some probe closes in part."""
-        from onnxprune.rules.axes import leaves
-
         dims = {dim for probe in probes for dim in probe.closed}
         return [gate for gate in self.gates if not dims.isdisjoint(leaves(gate.type))]
 

@@ -13,7 +13,7 @@ from onnxprune.rules.vocabulary import broadcast, copied_in_order, same_axes
 @rule(
     *("Abs", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Erf", "Floor", "IsNaN", "Neg", "Round", "Sign", "Sin", "Sinh"),
     *("Sqrt", "Tan", "Tanh", "Softsign", "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "HardSwish"),
-    *("Swish", "Identity", "Dropout", "Cast", "ThresholdedRelu", "Shrink", "IsInf", "Bernoulli"),
+    *("Swish", "Identity", "Dropout", "Cast", "BitCast", "ThresholdedRelu", "Shrink", "IsInf", "Bernoulli"),
 )
 def keeps_zero(op: Op) -> Iterator[Fact]:
     """One input, and f(0) = 0. A second output (a dropout mask) has the same axes."""
@@ -25,17 +25,24 @@ def keeps_zero(op: Op) -> Iterator[Fact]:
         yield from copied_in_order(op)
 
 
-@rule("Acos", "Acosh", "BitwiseNot", "Cos", "Cosh", "Exp", "HardSigmoid", "Log", "Not", "Sigmoid", "Softplus")
+@rule("Acos", "BitwiseNot", "Cos", "Cosh", "Exp", "HardSigmoid", "Not", "Sigmoid", "Softplus")
 def moves_zero(op: Op) -> Iterator[Fact]:
     """One input, and f(0) is something else."""
     yield from same_axes(op.input(0), op.output())
 
 
-@rule("Reciprocal")
-def reciprocal(op: Op) -> Iterator[Fact]:
-    """One over the input."""
+@rule("Acosh", "Log", "Reciprocal")
+def no_value_at_zero(op: Op) -> Iterator[Fact]:
+    """One input, and f(0) is infinite or no number."""
     yield from same_axes(op.input(0), op.output())
     yield Divisor(op.input(0))
+
+
+@rule("CastLike")
+def cast_like(op: Op) -> Iterator[Fact]:
+    """The first input, in the type of the second."""
+    yield from same_axes(op.input(0), op.output())
+    yield Zero(op.output(), op.input(0))
 
 
 @rule("Clip")
@@ -89,9 +96,10 @@ def zero_where_the_first_is(op: Op) -> Iterator[Fact]:
 
 @rule("Pow")
 def power(op: Op) -> Iterator[Fact]:
-    """Zero where the base is, for a known positive exponent."""
+    """Zero where the base is, for a known positive exponent, which is never zeroed."""
     base, exponent = op.input(0), op.input(1)
     yield from broadcast(op.tensors, op.output())
+    yield Divisor(exponent)
     if exponent.value is not None and bool((exponent.value > 0).all()):
         yield Zero(op.output(), base)
     else:
@@ -106,8 +114,9 @@ def compare(op: Op) -> Iterator[Fact]:
 
 @rule("Mod")
 def modulo(op: Op) -> Iterator[Fact]:
-    """The remainder; the divisor is never zeroed."""
+    """Zero where the dividend is; the divisor is never zeroed."""
     yield from broadcast(op.tensors, op.output())
+    yield Zero(op.output(), op.input(0))
     yield Divisor(op.input(1))
 
 

@@ -93,7 +93,12 @@ class Zero:
 
 @dataclass(frozen=True, slots=True)
 class Divisor:
-    """The input divides (a denominator, a variance): zeroing leaves its numbers alone."""
+    """
+    The input divides (a denominator, a variance) or has otherwise no business being zero.
+
+    Zeroing leaves its numbers alone where they are a constant's; where they are computed and would be zero, a removal
+    cannot be judged by zeroing.
+    """
 
     tensor: Tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxprune.rules.axes import product_of
-from onnxprune.rules.facts import AllOf, Divisor, Equal, Fact, Frozen, Inexact, Stores, Zero
+from onnxprune.rules.facts import AllOf, Contracted, Divisor, Equal, Fact, Frozen, Inexact, Stores, Zero
 from onnxprune.rules.operation import NotUnderstood, Op
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import broadcast, fixed, free, same_axes
@@ -74,7 +74,7 @@ def lp_norm(op: Op) -> Iterator[Fact]:
     """Divided by the norm over one axis, to which zeros add nothing."""
     x, y = op.input(0), op.output()
     yield from same_axes(x, y)
-    yield Inexact(x[op.axis(x, default=-1)], f"{op.node.label} takes a norm over it")
+    yield Contracted(x, op.axis(x, default=-1), by=(x,))
     yield Zero(y, x)
 
 

@@ -54,8 +54,10 @@ def recurrent(op: Op) -> Iterator[Fact]:
         for axis, expected in zip(y.axes, sequence, strict=True):
             yield Equal(axis, expected)
     if (peepholes := op.optional(7)) is not None:
+        thirds = free(3)
+        yield from fixed((thirds,), "gates and directions")
         yield Equal(peepholes[0], direction)
-        yield Equal(peepholes[1], product_of((free(3), hidden)))
+        yield Equal(peepholes[1], product_of((thirds, hidden)))
     if "hidden_size" in op.node.attributes:
         yield Stores("hidden_size", None, hidden)
     yield Contracted(x, 2, by=(x, w))

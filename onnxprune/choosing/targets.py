@@ -1,0 +1,178 @@
+"""What a user wants to reach, and the limits on the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from onnxprune.coupling.costs import Costs, Polynomial
+from onnxprune.coupling.couple import Couplings, Group
+from onnxprune.errors import UsageError
+
+BOUNDS = ("macs", "params", "size")
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """An upper bound: a share of the original (0 to 1), or an absolute number."""
+
+    number: float
+    is_share: bool
+
+    def of(self, original: float) -> float:
+        """The bound in absolute terms."""
+        return self.number * original if self.is_share else self.number
+
+
+Bound = float | int | str | Amount | None
+
+
+def amount(value: float | int | str | Amount, name: str) -> Amount:
+    """
+    Read an amount: "50%" or a number up to 1 is a share; "5M", "200K", "5MB" or a larger number is absolute.
+
+    Raises:
+        UsageError: not an amount, or not above zero.
+    """
+    if isinstance(value, Amount):
+        return value
+    found = parsed_amount(value)
+    if found is None or not found.number > 0 or (found.is_share and found.number > 1):
+        raise UsageError(
+            f"Expected for {name} a share such as 50% or 0.5, or an amount such as 200K, 5M or 1.5G, found {value!r}."
+        )
+    return found
+
+
+def parsed_amount(value: float | int | str) -> Amount | None:
+    if not isinstance(value, str):
+        return Amount(float(value), is_share=value <= 1)
+    matched = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|[KMG]?)B?\s*", value, re.IGNORECASE)
+    if matched is None:
+        return None
+    number, unit = float(matched[1]), matched[2].upper()
+    if unit == "%":
+        return Amount(number / 100, is_share=True)
+    absolute = bool(unit) or value.strip().upper().endswith("B") or number > 1
+    return Amount(number * UNITS[unit], is_share=not absolute)
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """
+    What the pruned model must reach; all of it holds in the end.
+
+    Args:
+        macs: upper bound on the multiply-accumulates of one sample.
+        params: upper bound on the float parameters.
+        size: upper bound on the bytes of the file.
+        ratio: share of channels to remove in every group, from 0 to below 1; what stays is rounded down.
+        threshold: channels whose score is below it go: a number, or "median" or "mean" of all scores.
+
+    A bound is a share of the original ("50%" or 0.5) or absolute ("200K", "5MB", 3e6).
+
+    Raises:
+        UsageError: a bound, ratio or threshold that means nothing.
+    """
+
+    macs: Bound = None
+    params: Bound = None
+    size: Bound = None
+    ratio: float | None = None
+    threshold: float | str | None = None
+
+    def __post_init__(self) -> None:
+        for name in BOUNDS:
+            if getattr(self, name) is not None:
+                amount(getattr(self, name), name)
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise UsageError(f"Expected a ratio of at least 0 and below 1, found {self.ratio}.")
+        if isinstance(self.threshold, str) and self.threshold not in ("median", "mean"):
+            object.__setattr__(self, "threshold", threshold_number(self.threshold))
+
+    @property
+    def any(self) -> bool:
+        """Is anything wanted at all?"""
+        return any(getattr(self, name) is not None for name in (*BOUNDS, "ratio", "threshold"))
+
+    def bounds(self, costs: Costs) -> Mapping[str, tuple[Polynomial, float]]:
+        """The cost and its bound for each upper bound that is given."""
+        priced = {"macs": costs.macs, "params": costs.params, "size": costs.bytes}
+        given = {name: getattr(self, name) for name in BOUNDS if getattr(self, name) is not None}
+        return {name: (priced[name], amount(bound, name).of(priced[name].at({}))) for name, bound in given.items()}
+
+
+def threshold_number(text: str) -> float:
+    """The threshold as a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"Expected a threshold of median, mean or a number, found {text!r}.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """
+    What every plan keeps to.
+
+    Args:
+        only: globs on group names, the layers that read a group's weights, and the weights' names: prune no others.
+        skip: globs like those: prune none of these.
+        min_channels: channels that stay in each group at least.
+        multiple_of: widths are multiples of it, or the full width.
+        floor: share of each group that stays as long as the bounds can be reached so.
+    """
+
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    min_channels: int = 1
+    multiple_of: int = 1
+    floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("min_channels", "multiple_of"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"Expected {name.replace('_', '-')} of 1 or more, found {getattr(self, name)}.")
+
+    def groups(self, couplings: Couplings) -> tuple[Group, ...]:
+        """
+        The exact groups that may be pruned.
+
+        Raises:
+            UsageError: a glob matches nothing.
+        """
+        for option, globs in (("--only", self.only), ("--skip", self.skip)):
+            for glob in globs:
+                if not any(matches(group, glob) for group in couplings.groups):
+                    names = ", ".join(repr(group.name) for group in couplings.groups[:6])
+                    raise UsageError(
+                        f"{option} {glob!r} matches no group and no layer; there are groups {names}"
+                        f"{', ...' if len(couplings.groups) > 6 else ''}. See `onnxprune inspect`."
+                    )
+        return tuple(
+            group
+            for group in couplings.groups
+            if group.exact
+            and (not self.only or any(matches(group, glob) for glob in self.only))
+            and not any(matches(group, glob) for glob in self.skip)
+        )
+
+    def least(self, group: Group, *, with_floor: bool) -> int:
+        """The smallest width the group may have."""
+        share = self.floor * group.size if with_floor else 0.0
+        return self.rounded(group, max(self.min_channels, share, 1))
+
+    def rounded(self, group: Group, wanted: float) -> int:
+        """The smallest allowed width that is at least `wanted`."""
+        step = self.multiple_of
+        whole = int(-(-wanted // step)) * step
+        return min(whole, group.size)
+
+
+def matches(group: Group, glob: str) -> bool:
+    """Does the glob match the group's name, one of its layers, or a weight it slices?"""
+    names = (group.name, *group.layers, *(slot.tensor for slot in group.slices))
+    return any(fnmatchcase(name, glob) for name in names)

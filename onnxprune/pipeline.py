@@ -1,0 +1,307 @@
+"""The stages one after another: read, couple, probe, choose, rewrite, verify, report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxprune.choosing.choose import choose
+from onnxprune.choosing.plan import Plan
+from onnxprune.choosing.targets import Amount, Bound, Limits, Targets, amount
+from onnxprune.coupling.couple import Couplings, couple
+from onnxprune.errors import TargetError, UsageError, VerificationError
+from onnxprune.probing.calibration import Calibration, Data, collected, gather, given_shapes
+from onnxprune.probing.losses import Loss, LossName, UserLoss, outputs_of, prepare_loss
+from onnxprune.probing.probe import Progress, loss_of, probe
+from onnxprune.probing.proxies import chances, magnitudes
+from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit
+from onnxprune.reading.read import Model, read
+from onnxprune.reporting.report import Figures, GroupReport, Report
+from onnxprune.rewriting.rewrite import rewrite
+from onnxprune.rewriting.saving import check_target, save_model
+from onnxprune.verifying.measure import accuracy, distance, latency
+from onnxprune.verifying.verify import Verdict, verify
+
+DEFAULT_MACS = 0.7
+PROBE_SAMPLES = 256
+MEASURED_SAMPLES = 2048
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """
+    A pruned model that passed its own check.
+
+    `model` is the ModelProto, `plan` says which channels stay, `report` holds all figures, `scores` the channel scores
+    that decided (None when a plan was applied).
+    """
+
+    model: ModelProto
+    plan: Plan
+    report: Report
+    scores: Sensitivities | None
+    couplings: Couplings = field(repr=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """
+        Write the model; the file appears whole or not at all.
+
+        Raises:
+            UsageError: the path is the input's own, or its folder cannot be written.
+        """
+        check_target(path, source=self.couplings.graph.path)
+        save_model(self.model, path)
+
+
+class Clock:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every command works on: the couplings, the samples and the loss."""
+
+    couplings: Couplings
+    calibration: Calibration
+    outputs: Mapping[str, np.ndarray]
+    loss: Loss
+
+
+def prune(
+    model: Model,
+    data: Data | None = None,
+    *,
+    macs: Bound = None,
+    params: Bound = None,
+    size: Bound = None,
+    ratio: float | None = None,
+    threshold: float | str | None = None,
+    criterion: Criterion = "sensitivity",
+    scores: Sensitivities | None = None,
+    loss: LossName | UserLoss = "auto",
+    labels: str = "labels",
+    delta: float = 1.0,
+    probe_samples: int | None = PROBE_SAMPLES,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    min_channels: int = 1,
+    multiple_of: int = 1,
+    seed: int = 0,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> PruneResult:
+    """
+    Prune a model, prove the result equal to the zeroed original, and measure both.
+
+    Args:
+        model: a path, the bytes of an ONNX file, or a ModelProto; never changed.
+        data: calibration samples: an `.npz` path, a dict of arrays named like the inputs (first axis: samples), one
+            array for a model of one input, an iterable of feeds, or an object with `get_next()` like ONNX Runtime's
+            `CalibrationDataReader`. None: seeded random inputs, which is noted in the report.
+        macs: upper bound on multiply-accumulates: a share ("50%", 0.5) or an amount ("3M", 3e6). With no target at
+            all, 70 %.
+        params: upper bound on float parameters, likewise.
+        size: upper bound on the bytes of the file, likewise ("5MB").
+        ratio: share of channels to remove in every group, 0 to below 1.
+        threshold: channels whose score is below it go: a number, "median" or "mean" of all scores.
+        criterion: "sensitivity" (finite-difference loss probes), "magnitude" (Li et al. 2017) or "random".
+        scores: scores measured before; `criterion` is then theirs.
+        loss: "auto", "cross-entropy", "mse", "kl", or a callable `loss(outputs, original_outputs, labels)` on dicts of
+            arrays that returns one float per sample. "auto" is cross-entropy if integer labels fit an output, else KL to
+            the model's own outputs for logits or probabilities, else their relative squared error.
+        labels: name of the array with the labels in `data`.
+        delta: how far a gate closes, in (0, 1]; 1 measures removal, a small number the derivative.
+        probe_samples: samples the probes run on, the first ones; None for all.
+        only, skip: globs on group, layer and weight names.
+        min_channels, multiple_of: widths stay at least this wide and multiples of that.
+        seed: of made-up inputs and of the random criterion.
+        threads: of ONNX Runtime; 0 leaves the choice to it.
+        progress: called as `progress(what, done, total)`.
+
+    Raises:
+        OnnxPruneError: whatever goes wrong, in one of its subclasses, each with a message for the user.
+    """
+    clock, notes = Clock(), []
+    targets = Targets(macs=macs, params=params, size=size, ratio=ratio, threshold=threshold)
+    if not targets.any:
+        targets = replace(targets, macs=DEFAULT_MACS)
+        notes.append(f"No target was given: the target is {DEFAULT_MACS:.0%} of the MACs (--macs {DEFAULT_MACS:.0%}).")
+    limits = Limits(tuple(only), tuple(skip), min_channels, multiple_of)
+    with clock.stage("read and couple"):
+        arrays = collected(data)
+        couplings = couple(read(model, input_shapes=given_shapes(arrays)))
+        groups = limits.groups(couplings)
+    session = open_session(couplings, arrays, loss=loss, labels=labels, seed=seed, threads=threads)
+    if session.calibration.synthetic:
+        notes.append("No calibration data: scores and checks use random inputs, so expect to lose more accuracy. Pass data.")
+    with clock.stage("score channels"):
+        if scores is not None:
+            check_fit(scores, couplings, "the scores given")
+        elif criterion == "magnitude":
+            scores = magnitudes(couplings, groups)
+        elif criterion == "random":
+            scores = chances(couplings, groups, seed)
+        elif criterion == "sensitivity":
+            few = session.calibration if probe_samples is None else session.calibration.first(probe_samples)
+            probed = session.loss.first(len(few))
+            scores = probe(couplings, few, probed, groups=groups, delta=delta, threads=threads, progress=progress)
+        else:
+            raise UsageError(f"Expected a criterion among sensitivity, magnitude and random, found {criterion!r}.")
+    with clock.stage("choose and rewrite"):
+        plan, pruned = planned(couplings, scores, targets, limits)
+    settings = {
+        "macs": spelled(targets.macs),
+        "params": spelled(targets.params),
+        "size": spelled(targets.size),
+        "ratio": ratio,
+        "threshold": threshold,
+        "criterion": scores.criterion,
+        "loss": session.loss.name,
+        "delta": scores.delta,
+        "probe samples": scores.samples,
+        "seed": seed,
+    }
+    return finished(session, plan, pruned, scores, settings, notes, clock, threads)
+
+
+def apply(
+    model: Model,
+    plan: Plan,
+    data: Data | None = None,
+    *,
+    loss: LossName | UserLoss = "auto",
+    labels: str = "labels",
+    seed: int = 0,
+    threads: int = 0,
+) -> PruneResult:
+    """
+    Repeat the pruning that a plan describes, bit for bit, and check it like any other.
+
+    Arguments are those of `prune`.
+
+    Raises:
+        PlanError: the plan was made for another model.
+    """
+    clock = Clock()
+    with clock.stage("read and couple"):
+        arrays = collected(data)
+        couplings = couple(read(model, input_shapes=given_shapes(arrays)))
+        plan.kept(couplings)
+    session = open_session(couplings, arrays, loss=loss, labels=labels, seed=seed, threads=threads)
+    with clock.stage("choose and rewrite"):
+        pruned = rewrite(couplings, plan)
+    settings = {"criterion": "plan", "loss": session.loss.name, "seed": seed}
+    return finished(session, plan, pruned, None, settings, [], clock, threads)
+
+
+def open_session(
+    couplings: Couplings,
+    data: Data | None,
+    *,
+    loss: LossName | UserLoss,
+    labels: str,
+    seed: int,
+    threads: int,
+) -> Session:
+    """The samples, the original's outputs for them, and the loss."""
+    calibration = gather(couplings.graph, data, labels=labels, seed=seed).first(MEASURED_SAMPLES)
+    outputs = outputs_of(couplings.graph.model, calibration, threads=threads)
+    return Session(couplings, calibration, outputs, prepare_loss(couplings.graph, calibration, loss, reference=outputs))
+
+
+def planned(
+    couplings: Couplings, scores: Sensitivities, targets: Targets, limits: Limits
+) -> tuple[Plan, ModelProto]:
+    """The plan and its model; where the file comes out larger than its bound, a smaller one is planned."""
+    asked = targets
+    for _ in range(5):
+        plan = choose(couplings, scores, asked, limits)
+        pruned = rewrite(couplings, plan)
+        if targets.size is None:
+            return plan, pruned
+        original = couplings.costs.bytes.at({})
+        bound = amount(targets.size, "size").of(original)
+        excess = pruned.ByteSize() - bound
+        if excess <= 0:
+            return plan, pruned
+        aimed = amount(asked.size, "size").of(original)
+        asked = replace(asked, size=Amount(aimed - excess, is_share=False))
+    raise TargetError(
+        f"Expected a file of at most {bound:,.0f} bytes, the smallest found has {pruned.ByteSize():,}. Ask for less."
+    )
+
+
+def finished(
+    session: Session,
+    plan: Plan,
+    pruned: ModelProto,
+    scores: Sensitivities | None,
+    settings: Mapping[str, str | float | int | None],
+    notes: Sequence[str],
+    clock: Clock,
+    threads: int,
+) -> PruneResult:
+    """Check the pruned model, measure both, and report; a model that fails its check goes no further."""
+    couplings = session.couplings
+    with clock.stage("verify"):
+        verdict = verify(couplings, plan, pruned, session.calibration)
+    if not verdict.passed:
+        listed = "".join(f"\n  - {failure}" for failure in verdict.failures)
+        raise VerificationError(
+            f"The pruned model failed its own check, so nothing was written:{listed}\n"
+            "Leave out the groups at fault with --skip, and please report the model."
+        )
+    with clock.stage("measure"):
+        after = outputs_of(pruned, session.calibration, threads=threads)
+        timed = latency((couplings.graph.model, pruned), session.calibration, threads=threads)
+        report = Report(
+            format="onnxprune-report",
+            version=1,
+            settings=settings,
+            original=figures(session, None, couplings.graph.model, session.outputs, threads),
+            pruned=figures(session, plan, pruned, after, threads),
+            latency=timed,
+            distance=distance(session.outputs, after),
+            groups=tuple(GroupReport(group.name, group.size, len(group.kept)) for group in plan.groups if group.exact),
+            skipped={group.name: group.inexact.text for group in couplings.groups if group.inexact is not None},
+            verdict=verdict,
+            notes=tuple(notes),
+            seconds=clock.seconds,
+        )
+    return PruneResult(pruned, plan, report, scores, couplings)
+
+
+def figures(
+    session: Session, plan: Plan | None, model: ModelProto, outputs: Mapping[str, np.ndarray], threads: int
+) -> Figures:
+    """The model in numbers; costs are read off the polynomials."""
+    couplings = session.couplings
+    kept = plan.kept(couplings) if plan else {}
+    widths = {dim: len(stay) for dim, stay in kept.items()}
+    return Figures(
+        macs=couplings.costs.macs.at(widths),
+        params=couplings.costs.params.at(widths),
+        bytes=model.ByteSize() if plan else couplings.graph.file_bytes,
+        loss=loss_of(couplings, session.calibration, session.loss, model=model, threads=threads),
+        accuracy=accuracy(outputs, session.loss, session.calibration.labels),
+    )
+
+
+def spelled(bound: Bound) -> str | float | int | None:
+    """A bound as the user gave it."""
+    return None if bound is None else bound if isinstance(bound, str | float | int) else str(bound)

@@ -1,0 +1,70 @@
+"""Everything about one run, for people and programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from onnxprune.reading.records import STRICT, json_text
+from onnxprune.verifying.measure import Latency
+from onnxprune.verifying.verify import Verdict
+
+
+@dataclass(frozen=True, config=STRICT)
+class Figures:
+    """One model in numbers: MACs of one sample, float parameters, bytes, loss, and accuracy where labels fit (0 to 1)."""
+
+    macs: float
+    params: float
+    bytes: int
+    loss: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True, config=STRICT)
+class GroupReport:
+    """Channels of one group before and after."""
+
+    name: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, config=STRICT)
+class Report:
+    """
+    What one pruning did.
+
+    `settings` are the options that decided it, `notes` what a user should know, `skipped` the inexact groups that were
+    left alone with the reason, `seconds` the time of each stage. `distance` is the relative distance of all outputs from
+    the original's.
+    """
+
+    format: Literal["onnxprune-report"]
+    version: Literal[1]
+    settings: Mapping[str, str | float | int | None]
+    original: Figures
+    pruned: Figures
+    latency: Latency
+    distance: float
+    groups: tuple[GroupReport, ...]
+    skipped: Mapping[str, str]
+    verdict: Verdict
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json_text(_ADAPTER, self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as JSON."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+
+_ADAPTER: TypeAdapter[Report] = TypeAdapter(Report)

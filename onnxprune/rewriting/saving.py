@@ -1,0 +1,76 @@
+"""Write files so that they appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto
+
+from onnxprune.errors import UsageError
+
+INLINE_BYTES = 2**31 - 2**20
+"""Above this Protobuf cannot hold the weights, and they go to a file beside the model."""
+
+
+def save_model(model: ModelProto, path: str | os.PathLike[str]) -> None:
+    """
+    Write the model; a model over 2 GB gets its weights in `<name>.data` beside it.
+
+    The file is written under another name in the same folder and renamed when it is whole.
+    """
+    target = Path(path)
+    if model.ByteSize() <= INLINE_BYTES:
+        write_whole(target, model.SerializeToString())
+        return
+    data = f"{target.name}.data"
+    whole = lambda temporary: onnx.save_model(  # noqa: E731
+        model, str(temporary), save_as_external_data=True, location=data, size_threshold=1024
+    )
+    replace_whole(target, whole)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write bytes so that the file appears whole or not at all."""
+    replace_whole(path, lambda temporary: temporary.write_bytes(content))
+
+
+def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in its place."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o666 & ~current_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_target(path: str | os.PathLike[str], *, source: Path | None) -> None:
+    """
+    Refuse, before any work is done, a path that could not be written or that is the input.
+
+    Raises:
+        UsageError: the folder is missing or not writable, the path is a folder, or it is the model that is read.
+    """
+    target = Path(path)
+    if source is not None and (target == source or (target.exists() and source.exists() and target.samefile(source))):
+        raise UsageError(f"The output {str(target)!r} is the input itself, which is never touched. Name another file.")
+    if target.is_dir():
+        raise UsageError(f"Expected a file name to write to, found the folder {str(target)!r}. Name a file in it.")
+    folder = target.parent
+    if not folder.is_dir():
+        raise UsageError(f"Cannot write {str(target)!r}: there is no folder {str(folder)!r}. Make it first.")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"Cannot write {str(target)!r}: the folder {str(folder)!r} is not writable. Choose another.")

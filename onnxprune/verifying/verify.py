@@ -1,0 +1,182 @@
+"""The proof, on every run: the pruned model is valid, keeps its interface, and equals the zeroed original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+from onnxruntime import InferenceSession
+
+from onnxprune.choosing.plan import Plan
+from onnxprune.coupling.couple import Couplings
+from onnxprune.probing.calibration import Calibration, Data, gather
+from onnxprune.reading.graph import Graph
+from onnxprune.reading.observing import session_for
+from onnxprune.rewriting.zeroing import zeroed
+
+TOLERANCES = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest difference from the zeroed original, relative to the output's largest number, by the output's dtype."""
+
+VERIFIED_SAMPLES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was checked, what was found, and whether it holds."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """
+    What was checked of a pruned model.
+
+    `difference` is the largest relative difference from the zeroed original over all outputs, on `samples` samples.
+    """
+
+    checks: tuple[Check, ...]
+    difference: float
+    samples: int
+
+    @property
+    def passed(self) -> bool:
+        """Does everything hold?"""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What does not hold, a line each."""
+        return tuple(f"{check.name}: {check.detail}" for check in self.checks if not check.passed)
+
+
+def verify(couplings: Couplings, plan: Plan, pruned: ModelProto, data: Data | Calibration | None = None) -> Verdict:
+    """
+    Check a pruned model against its original.
+
+    Checked are: ONNX's checker with full check, loading in ONNX Runtime, the interface (names, types, dynamic
+    dimensions, opsets, metadata), a run at a second batch size where the batch is dynamic, and that the outputs equal
+    those of the original with every removed slice set to zero.
+
+    Raises:
+        PlanError: the plan was made for another model.
+    """
+    sample = gather(couplings.graph, data).first(VERIFIED_SAMPLES)
+    kept = plan.kept(couplings)
+    checks = [checker(pruned), interface(couplings.graph.model, pruned)]
+    session, loading = loaded(pruned)
+    checks.append(loading)
+    difference = float("inf")
+    if session is not None:
+        checks.append(second_batch(session, couplings.graph, sample))
+        reference = session_for(zeroed(couplings, kept))
+        difference, equality = equals_zeroed(session, reference, sample)
+        checks.append(equality)
+    return Verdict(tuple(checks), difference, len(sample))
+
+
+def checker(pruned: ModelProto) -> Check:
+    """ONNX's own checker, shapes included."""
+    try:
+        onnx.checker.check_model(pruned, full_check=True)
+    except Exception as failure:  # the checker raises several kinds
+        return Check("valid ONNX", False, str(failure).splitlines()[0])
+    return Check("valid ONNX", True, "checker with full check")
+
+
+def loaded(pruned: ModelProto) -> tuple[InferenceSession | None, Check]:
+    """Does ONNX Runtime take it?"""
+    try:
+        return session_for(pruned), Check("loads in ONNX Runtime", True, "CPU, all optimizations")
+    except Exception as failure:  # ONNX Runtime raises many kinds
+        return None, Check("loads in ONNX Runtime", False, str(failure).splitlines()[0])
+
+
+def interface(original: ModelProto, pruned: ModelProto) -> Check:
+    """Inputs, outputs, opsets and metadata as they were."""
+    changed = list(interface_changes(original, pruned))
+    return Check("interface unchanged", not changed, "; ".join(changed) or "names, types, dimensions, opsets, metadata")
+
+
+def interface_changes(original: ModelProto, pruned: ModelProto) -> Iterator[str]:
+    weights = {tensor.name for tensor in original.graph.initializer}
+    inputs = [[port for port in model.graph.input if port.name not in weights] for model in (original, pruned)]
+    if inputs[0] != inputs[1]:
+        yield "the inputs differ"
+    if list(original.graph.output) != list(pruned.graph.output):
+        yield "the outputs differ"
+    for name in ("opset_import", "metadata_props"):
+        if list(getattr(original, name)) != list(getattr(pruned, name)):
+            yield f"{name} differs"
+    for name in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        if getattr(original, name) != getattr(pruned, name):
+            yield f"{name} differs"
+
+
+def second_batch(session: InferenceSession, graph: Graph, sample: Calibration) -> Check:
+    """Another number of samples than the one that the analysis saw."""
+    if sample.batch is not None or sample.stacked:
+        return Check("second batch size", True, "the batch size is fixed")
+    sizes = (1, 3) if len(sample) > 1 else (1,)
+    for size in sizes:
+        feeds = sample.at(np.resize(np.arange(len(sample)), size))
+        try:
+            session.run(None, feeds)
+        except Exception as failure:  # ONNX Runtime raises many kinds
+            if runs(session_for(graph.model), feeds):
+                return Check("second batch size", False, f"fails at {size}: {str(failure).splitlines()[0]}")
+    return Check("second batch size", True, f"ran at {' and '.join(map(str, sizes))}")
+
+
+def runs(session: InferenceSession, feeds: Mapping[str, np.ndarray]) -> bool:
+    try:
+        session.run(None, dict(feeds))
+    except Exception:  # ONNX Runtime raises many kinds
+        return False
+    return True
+
+
+def equals_zeroed(pruned: InferenceSession, reference: InferenceSession, sample: Calibration) -> tuple[float, Check]:
+    """Outputs of both on every sample, relative to the largest number of each output."""
+    names = [output.name for output in reference.get_outputs() if output.type.startswith("tensor(")]
+    worst: dict[str, float] = dict.fromkeys(names, 0.0)
+    largest: dict[str, float] = dict.fromkeys(names, 0.0)
+    limits: dict[str, float] = {}
+    for samples in sample.batches(VERIFIED_SAMPLES):
+        feeds = sample.at(sample.filled(samples))
+        for name, one, other in zip(names, pruned.run(names, feeds), reference.run(names, feeds), strict=True):
+            limits[name] = TOLERANCES.get(one.dtype.name, 0.0)
+            worst[name] = max(worst[name], largest_difference(one, other))
+            largest[name] = max(largest[name], largest_number(other))
+    relative = {name: worst[name] / (largest[name] or 1.0) for name in names}
+    failing = {name: value for name, value in relative.items() if not value <= limits[name]}
+    top = max(relative.values(), default=0.0)
+    if failing:
+        name = max(failing, key=lambda key: failing[key])
+        return top, Check("equals the zeroed original", False, f"output {name!r} differs by {failing[name]:.1e}")
+    return top, Check("equals the zeroed original", True, f"largest relative difference {top:.1e}")
+
+
+def largest_difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Where both are NaN or the same infinity, they agree."""
+    if one.shape != other.shape:
+        return float("inf")
+    if one.dtype.kind not in "fV":
+        return float((one != other).sum())
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    apart = np.where(same, 0.0, np.abs(a - b))
+    return float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0))
+
+
+def largest_number(values: np.ndarray) -> float:
+    if values.dtype.kind not in "fV":
+        return 1.0
+    finite = values.astype(np.float64)
+    return float(np.abs(finite[np.isfinite(finite)]).max(initial=0.0))
+
