@@ -82,9 +82,7 @@ def solve_types(graph: Graph) -> Typing:
     return Typing(solver, tuple(stated), tensors, uses, frozenset(knowable))
 
 
-def seen_by(
-    node: Node, graph: Graph, tensors: Mapping[str, Tensor], uses: dict[Use, Tensor], knowable: set[str]
-) -> Op:
+def seen_by(node: Node, graph: Graph, tensors: Mapping[str, Tensor], uses: dict[Use, Tensor], knowable: set[str]) -> Op:
     """The node with its typed tensors; constants that are typed by use get fresh Dims here."""
 
     def at(index: int, name: str) -> Tensor | None:
@@ -168,4 +166,3 @@ def facts_where(typing: Typing, kind: type[F]) -> Iterator[tuple[Op, F]]:
         for fact in one.facts:
             if isinstance(fact, kind):
                 yield one.op, fact
-

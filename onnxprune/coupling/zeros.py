@@ -78,7 +78,9 @@ def zero_sets_at(
         elif (op.node.position, index) in divisors:
             found[id(tensor)] = ZeroSet()
         else:
-            nothing_but_zeros = tensor.value is not None and tensor.value.dtype.kind in "fiub" and not tensor.value.any()
+            nothing_but_zeros = (
+                tensor.value is not None and tensor.value.dtype.kind in "fiub" and not tensor.value.any()
+            )
             found[id(tensor)] = ZeroSet(dims_of(tensor, typing), everywhere=nothing_but_zeros)
     return found
 

@@ -93,16 +93,17 @@ def adjust_sizes(couplings: Couplings, kept: Kept, draft: Draft) -> Sizes:
 def set_stored_attributes(op: Op, stored: Sequence[Stores], sizes: Sizes, draft: Draft) -> None:
     """Write new widths into attributes, and into a parameter that was left out while its parts were equal."""
     position = op.node.position
-    for fact in stored:
-        if isinstance(fact.place, str) and fact.place in op.node.attributes:
-            old = op.node.attributes[fact.place]
-            element = list(old) if fact.element is not None else [old]
+    present = [fact for fact in stored if isinstance(fact.place, str) and fact.place in op.node.attributes]
+    for place in dict.fromkeys(str(fact.place) for fact in present):
+        old = op.node.attributes[place]
+        numbers = list(old) if isinstance(old, list) else [old]
+        for fact in present:
             at = fact.element or 0
-            if element[at] == fact.sign * fact.size.size:
-                element[at] = fact.sign * width(sizes.couplings.typing.solver.resolve(fact.size), sizes.widths)
-            value = element if fact.element is not None else element[0]
-            if value != old:
-                draft.set_attribute(position, fact.place, value)
+            if fact.place == place and numbers[at] == fact.sign * fact.size.size:
+                numbers[at] = fact.sign * width(sizes.couplings.typing.solver.resolve(fact.size), sizes.widths)
+        value = numbers if isinstance(old, list) else numbers[0]
+        if value != old:
+            draft.set_attribute(position, place, value)
     absent = [fact for fact in stored if is_absent(fact.place, op)]
     widths = [width(sizes.couplings.typing.solver.resolve(fact.size), sizes.widths) for fact in absent]
     if len(set(widths)) > 1 and widths != [fact.size.size for fact in absent]:
@@ -244,9 +245,7 @@ class Mender:
         seen_outside = name in self.graph.captured or any(port.name == name for port in self.graph.outputs)
         return len(self.graph.readers.get(name, ())) == 1 and not seen_outside
 
-    def _mended(
-        self, name: str, found: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...], *, alone: bool
-    ) -> str:
+    def _mended(self, name: str, found: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...], *, alone: bool) -> str:
         constant = self.graph.constants.get(name)
         if constant is not None:
             if alone:
@@ -289,9 +288,7 @@ class Mender:
         self.draft.copy_behind(maker.position, inputs, maker.outputs.index(name), new_name)
         return new_name
 
-    def _scaled(
-        self, name: str, maker: Node, found: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...]
-    ) -> str:
+    def _scaled(self, name: str, maker: Node, found: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...]) -> str:
         """Multiply and divide by constants: the elements are products in which a factor changed."""
         if found[0].dtype.kind != "i" or any(not numbers.all() for numbers in found):
             raise self._cannot(name)
