@@ -80,6 +80,8 @@ class Session:
     calibration: Calibration
     outputs: Mapping[str, np.ndarray]
     loss: Loss
+    judged_by: Loss
+    """Reported of both models: cross-entropy where there are labels that fit."""
 
 
 def prune(
@@ -93,7 +95,7 @@ def prune(
     threshold: float | str | None = None,
     criterion: Criterion = "sensitivity",
     scores: Sensitivities | None = None,
-    loss: LossName | UserLoss = "auto",
+    loss: LossName | UserLoss = "distance",
     labels: str = "labels",
     delta: float = 1.0,
     probe_samples: int | None = PROBE_SAMPLES,
@@ -121,9 +123,10 @@ def prune(
         threshold: channels whose score is below it go: a number, "median" or "mean" of all scores.
         criterion: "sensitivity" (finite-difference loss probes), "magnitude" (Li et al. 2017) or "random".
         scores: scores measured before; `criterion` is then theirs.
-        loss: "auto", "cross-entropy", "mse", "kl", or a callable `loss(outputs, original_outputs, labels)` on dicts of
-            arrays that returns one float per sample. "auto" is cross-entropy if integer labels fit an output, else KL to
-            the model's own outputs for logits or probabilities, else their relative squared error.
+        loss: what probes measure. "distance" (default): KL to the model's own outputs for logits or probabilities, else
+            their relative squared error. "auto": cross-entropy if integer labels fit an output, else the distance.
+            "cross-entropy", "mse", "kl". Or a callable `loss(outputs, original_outputs, labels)` on dicts of arrays
+            that returns one float per sample.
         labels: name of the array with the labels in `data`.
         delta: how far a gate closes, in (0, 1]; 1 measures removal, a small number the derivative.
         probe_samples: samples the probes run on, the first ones; None for all.
@@ -148,7 +151,9 @@ def prune(
         groups = limits.groups(couplings)
     session = open_session(couplings, arrays, loss=loss, labels=labels, seed=seed, threads=threads)
     if session.calibration.synthetic:
-        notes.append("No calibration data: scores and checks use random inputs, so expect to lose more accuracy. Pass data.")
+        notes.append(
+            "No calibration data: scores and checks use random inputs, so expect to lose more accuracy. Pass data."
+        )
     with clock.stage("score channels"):
         if scores is not None:
             check_fit(scores, couplings, "the scores given")
@@ -184,7 +189,7 @@ def apply(
     plan: Plan,
     data: Data | None = None,
     *,
-    loss: LossName | UserLoss = "auto",
+    loss: LossName | UserLoss = "distance",
     labels: str = "labels",
     seed: int = 0,
     threads: int = 0,
@@ -221,12 +226,12 @@ def open_session(
     """The samples, the original's outputs for them, and the loss."""
     calibration = gather(couplings.graph, data, labels=labels, seed=seed).first(MEASURED_SAMPLES)
     outputs = outputs_of(couplings.graph.model, calibration, threads=threads)
-    return Session(couplings, calibration, outputs, prepare_loss(couplings.graph, calibration, loss, reference=outputs))
+    probed = prepare_loss(couplings.graph, calibration, loss, reference=outputs)
+    judge = probed if callable(loss) else prepare_loss(couplings.graph, calibration, "auto", reference=outputs)
+    return Session(couplings, calibration, outputs, probed, judge)
 
 
-def planned(
-    couplings: Couplings, scores: Sensitivities, targets: Targets, limits: Limits
-) -> tuple[Plan, ModelProto]:
+def planned(couplings: Couplings, scores: Sensitivities, targets: Targets, limits: Limits) -> tuple[Plan, ModelProto]:
     """The plan and its model; where the file comes out larger than its bound, a smaller one is planned."""
     asked = targets
     for _ in range(5):
@@ -273,6 +278,7 @@ def finished(
             format="onnxprune-report",
             version=1,
             settings=settings,
+            loss_name=session.judged_by.name,
             original=figures(session, None, couplings.graph.model, session.outputs, threads),
             pruned=figures(session, plan, pruned, after, threads),
             latency=timed,
@@ -297,8 +303,8 @@ def figures(
         macs=couplings.costs.macs.at(widths),
         params=couplings.costs.params.at(widths),
         bytes=model.ByteSize() if plan else couplings.graph.file_bytes,
-        loss=loss_of(couplings, session.calibration, session.loss, model=model, threads=threads),
-        accuracy=accuracy(outputs, session.loss, session.calibration.labels),
+        loss=loss_of(couplings, session.calibration, session.judged_by, model=model, threads=threads),
+        accuracy=accuracy(outputs, session.judged_by, session.calibration.labels),
     )
 
 

@@ -22,7 +22,7 @@ def choose(couplings: Couplings, scores: Sensitivities, targets: Targets, limits
     """
     The plan that removes as little as the targets allow.
 
-    Inside a group the lowest scores go first. First every group gets the width that `ratio` and `threshold` ask for;
+    Inside a group the channels of the smallest scores (in absolute value) go first. First every group gets the width that `ratio` and `threshold` ask for;
     then channels go one after another until all upper bounds hold. Which group is next is decided by loss per cost when
     the scores are losses, and evenly otherwise: raw scores of different groups are never compared.
 
@@ -40,7 +40,7 @@ def choose(couplings: Couplings, scores: Sensitivities, targets: Targets, limits
         raise PlanError(f"The scores say nothing about group {missing[0]!r}. Measure it, or leave it out with --skip.")
     chooser = Chooser(couplings, scores, targets, limits, groups)
     widths = chooser.widths()
-    kept = {group.name: best(scores.of(group.name), widths[group.name]) for group in groups}
+    kept = {group.name: best(scores.importance(group.name), widths[group.name]) for group in groups}
     return plan_of(couplings, kept)
 
 
@@ -97,14 +97,14 @@ class Chooser:
             aligned = left // self.limits.multiple_of * self.limits.multiple_of
             width = max(aligned, self.limits.least(group, with_floor=False))
         if self.targets.threshold is not None:
-            above = int((self.scores.of(group.name) >= self._threshold()).sum())
+            above = int((self.scores.importance(group.name) >= self._threshold()).sum())
             width = min(width, max(self.limits.rounded(group, above), self.limits.least(group, with_floor=False)))
         return width
 
     def _threshold(self) -> float:
         """θ: a number, or the median or mean of the scores of all groups."""
         asked = self.targets.threshold
-        every = np.concatenate([self.scores.of(group.name) for group in self.groups])
+        every = np.concatenate([self.scores.importance(group.name) for group in self.groups])
         if asked == "median":
             return float(np.median(every))
         if asked == "mean":
@@ -119,7 +119,7 @@ class Chooser:
             if len(group.dims) == 1:
                 found[group.dims[0]] = widths[group.name]
             else:
-                kept = best(self.scores.of(group.name), widths[group.name])
+                kept = best(self.scores.importance(group.name), widths[group.name])
                 found.update({dim: len(stay) for dim, stay in group.per_dim(kept).items()})
         return found
 
@@ -168,7 +168,7 @@ class Narrowing:
         entries = []
         for group in chooser.groups:
             width = start[group.name]
-            ordered = np.sort(chooser.scores.of(group.name))[group.size - width :]
+            ordered = np.sort(chooser.scores.importance(group.name))[group.size - width :]
             for rank, score in enumerate(ordered):
                 entries.append((self._priority(rank, float(score), width, shares[group.name]), rank, group.name))
         entries.sort(key=lambda entry: entry[0])

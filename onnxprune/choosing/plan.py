@@ -16,6 +16,7 @@ from onnxprune.coupling.couple import Couplings, Group, Slice
 from onnxprune.errors import PlanError
 from onnxprune.reading.records import STRICT, json_text, load_record
 
+
 @dataclass(frozen=True, config=STRICT)
 class PlannedGroup:
     """A group of the original and the channels of it that stay, ascending."""

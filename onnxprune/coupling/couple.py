@@ -121,7 +121,9 @@ def couple(graph: Graph) -> Couplings:
         )
         for name, family in zip(names, families, strict=True)
     )
-    return Couplings(graph, typing, groups, tuple(refusals_of(typing, weighty(where, graph))), costs_of(graph, typing), divisors)
+    return Couplings(
+        graph, typing, groups, tuple(refusals_of(typing, weighty(where, graph))), costs_of(graph, typing), divisors
+    )
 
 
 def constant_axes(graph: Graph, typing: Typing) -> dict[Dim, tuple[Slice, ...]]:
@@ -177,9 +179,7 @@ def layers_of(family: tuple[Dim, ...], graph: Graph, typing: Typing) -> tuple[st
     return tuple(found)
 
 
-def layer_name(
-    family: tuple[Dim, ...], graph: Graph, typing: Typing, where: Mapping[Dim, tuple[Slice, ...]]
-) -> str:
+def layer_name(family: tuple[Dim, ...], graph: Graph, typing: Typing, where: Mapping[Dim, tuple[Slice, ...]]) -> str:
     """The first node that makes the channels from weights; else the first tensor sliced."""
     wanted = set(family)
 

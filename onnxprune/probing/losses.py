@@ -20,7 +20,7 @@ from onnxprune.probing.calibration import Calibration
 from onnxprune.reading.graph import FLOAT_TYPES, Graph
 from onnxprune.reading.observing import session_for
 
-LossName = Literal["auto", "cross-entropy", "mse", "kl"]
+LossName = Literal["distance", "auto", "cross-entropy", "mse", "kl"]
 UserLoss = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray], np.ndarray | None], np.ndarray | float]
 """Called with the outputs, the original model's outputs and the labels; returns one number per sample, or one in all."""
 
@@ -53,7 +53,9 @@ class Loss:
         return self.name in ("kl", "mse")
 
 
-def outputs_of(model: ModelProto, calibration: Calibration, *, batch: int = 64, threads: int = 0) -> dict[str, np.ndarray]:
+def outputs_of(
+    model: ModelProto, calibration: Calibration, *, batch: int = 64, threads: int = 0
+) -> dict[str, np.ndarray]:
     """Every tensor output of the model for every sample, `[samples, ...]` each."""
     session = session_for(model, threads=threads)
     names = [output.name for output in session.get_outputs() if output.type.startswith("tensor(")]
@@ -75,7 +77,7 @@ def per_sample(value: np.ndarray, count: int, calibration: Calibration) -> np.nd
 def prepare_loss(
     graph: Graph,
     calibration: Calibration,
-    requested: LossName | UserLoss = "auto",
+    requested: LossName | UserLoss = "distance",
     *,
     reference: Mapping[str, np.ndarray] | None = None,
     threads: int = 0,
@@ -83,9 +85,9 @@ def prepare_loss(
     """
     The loss for these samples.
 
-    `"auto"` is cross-entropy when the labels are integers that fit an output; else KL to the model's own outputs when
-    it has one float output of probabilities or of one row of logits per sample; else the relative squared error to
-    its own outputs.
+    `"distance"` needs no labels: KL to the model's own outputs when it has one float output of probabilities or of one
+    row of logits per sample; else the relative squared error to its own outputs. `"auto"` is cross-entropy when the
+    labels are integers that fit an output, else the distance.
 
     Raises:
         UsageError: the loss does not suit the model's outputs.
@@ -105,7 +107,7 @@ def prepare_loss(
             return found
         if requested == "cross-entropy":
             raise UsageError(missing_labels(floats, calibration))
-    if requested == "kl" or (requested == "auto" and looks_like_logits(floats)):
+    if requested == "kl" or (requested != "mse" and looks_like_logits(floats)):
         return kl(floats)
     return relative_error(floats)
 
@@ -148,7 +150,9 @@ def missing_labels(floats: Mapping[str, np.ndarray], calibration: Calibration) -
     """Why cross-entropy cannot be computed."""
     shapes = ", ".join(f"{name!r} {list(values.shape)}" for name, values in floats.items())
     if calibration.labels is None:
-        return "Cross-entropy needs labels, found none. Add an integer array 'labels' to the data, or name it: --labels."
+        return (
+            "Cross-entropy needs labels, found none. Add an integer array 'labels' to the data, or name it: --labels."
+        )
     found = f"{calibration.labels.dtype} {list(calibration.labels.shape)}"
     return f"Cross-entropy needs integer labels, one per sample, that fit an output ({shapes}); found labels {found}."
 
@@ -257,7 +261,9 @@ def layer(surgeon: gs.Graph, op_type: str, inputs: list[gs.Variable | np.ndarray
     """One more node; its only output."""
     number = len(surgeon.nodes)
     named = [
-        gs.Constant(f"onnxprune.constant.{number}.{index}", np.asarray(value)) if isinstance(value, np.ndarray | np.generic) else value
+        gs.Constant(f"onnxprune.constant.{number}.{index}", np.asarray(value))
+        if isinstance(value, np.ndarray | np.generic)
+        else value
         for index, value in enumerate(inputs)
     ]
     output = gs.Variable(f"onnxprune.{op_type}.{number}")

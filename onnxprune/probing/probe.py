@@ -40,7 +40,7 @@ class Probe:
 def probe(
     couplings: Couplings,
     data: Data | Calibration | None = None,
-    loss: LossName | UserLoss | Loss = "auto",
+    loss: LossName | UserLoss | Loss = "distance",
     *,
     groups: Sequence[Group] | None = None,
     delta: float = 1.0,
@@ -70,7 +70,7 @@ def probe(
     if delta < 1 and loss.is_distance:
         raise UsageError(
             f"The derivative of {loss.name} to the model's own outputs is zero at the model itself. "
-            "Give labels (cross-entropy) for derivatives, or keep --delta 1."
+            "Give labels and --loss cross-entropy for derivatives, or keep --delta 1."
         )
     chosen = [group for group in couplings.groups if group.exact] if groups is None else list(groups)
     runner = Runner(couplings, calibration, loss, [dim for group in chosen for dim in group.dims], threads)

@@ -17,6 +17,7 @@ from onnxprune.reading.records import STRICT, json_text, load_record
 
 Criterion = Literal["sensitivity", "magnitude", "random"]
 
+
 @dataclass(frozen=True, config=STRICT)
 class GroupScores:
     """Scores of one group's channels, in original order; low scores go first."""
@@ -45,13 +46,17 @@ class Sensitivities:
     samples: int = 0
 
     def of(self, group: str) -> np.ndarray:
-        """Scores of the group's channels, float64 `[size]`."""
+        """Scores of the group's channels, float64 `[size]`, with their signs."""
         return next(np.array(entry.scores) for entry in self.groups if entry.name == group)
 
-    @property
-    def all_scores(self) -> np.ndarray:
-        """Every score of every group, end to end."""
-        return np.concatenate([np.array(entry.scores) for entry in self.groups]) if self.groups else np.zeros(0)
+    def importance(self, group: str) -> np.ndarray:
+        """
+        How much each channel of the group matters, float64 `[size]`: the score's absolute value.
+
+        A channel whose removal lowers the loss on these samples is one that the model reacts to, too: signed orders
+        remove all of those at once and do worse than chance.
+        """
+        return np.abs(self.of(group))
 
     def to_json(self) -> str:
         """The scores as JSON text."""

@@ -42,12 +42,13 @@ class Report:
 
     `settings` are the options that decided it, `notes` what a user should know, `skipped` the inexact groups that were
     left alone with the reason, `seconds` the time of each stage. `distance` is the relative distance of all outputs from
-    the original's.
+    the original's. `loss_name` names the loss in the figures.
     """
 
     format: Literal["onnxprune-report"]
     version: Literal[1]
     settings: Mapping[str, str | float | int | None]
+    loss_name: str
     original: Figures
     pruned: Figures
     latency: Latency

@@ -11,9 +11,7 @@ from onnxprune.coupling.couple import Couplings
 from onnxprune.rewriting.editing import Draft
 
 
-def install(
-    draft: Draft, couplings: Couplings, kept: Kept, form: Callable[[np.ndarray, Variant], np.ndarray]
-) -> None:
+def install(draft: Draft, couplings: Couplings, kept: Kept, form: Callable[[np.ndarray, Variant], np.ndarray]) -> None:
     """Give each constant that loses positions the numbers that `form` makes, split where its uses differ."""
     for variant in variants(couplings, kept):
         constant = couplings.graph.constants[variant.constant]

@@ -266,4 +266,3 @@ def trilu(op: Op) -> Iterator[Fact]:
     for axis in x[-2:]:
         yield Frozen(axis, f"{op.node.label} tells its positions apart by number")
     yield from moved(op)
-

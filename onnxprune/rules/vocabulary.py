@@ -64,4 +64,3 @@ def stored_sizes(place: str | int, axes: Iterable[Axis]) -> Iterator[Fact]:
 def free(size: int) -> Dim:
     """A dimension variable of the rule's own."""
     return Dim(size)
-

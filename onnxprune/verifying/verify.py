@@ -179,4 +179,3 @@ def largest_number(values: np.ndarray) -> float:
         return 1.0
     finite = values.astype(np.float64)
     return float(np.abs(finite[np.isfinite(finite)]).max(initial=0.0))
-
