@@ -15,14 +15,14 @@ from onnxprune.choosing.choose import choose
 from onnxprune.choosing.plan import Plan
 from onnxprune.choosing.targets import Amount, Bound, Limits, Targets, amount
 from onnxprune.coupling.couple import Couplings, couple
-from onnxprune.errors import TargetError, UsageError, VerificationError
-from onnxprune.probing.calibration import Calibration, Data, collected, gather, given_shapes
+from onnxprune.errors import ModelError, TargetError, UsageError, VerificationError
+from onnxprune.probing.calibration import Calibration, Data, collected, describe, gather, given_shapes
 from onnxprune.probing.losses import Loss, LossName, UserLoss, outputs_of, prepare_loss
 from onnxprune.probing.probe import Progress, loss_of, probe
 from onnxprune.probing.proxies import chances, magnitudes
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit
 from onnxprune.reading.read import Model, read
-from onnxprune.reporting.report import Figures, GroupReport, Report
+from onnxprune.reporting.report import Comparison, Figures, GroupReport, Report
 from onnxprune.rewriting.rewrite import rewrite
 from onnxprune.rewriting.saving import check_target, save_model
 from onnxprune.verifying.measure import accuracy, distance, latency
@@ -60,13 +60,17 @@ class PruneResult:
 
 
 class Clock:
-    """Seconds of each stage."""
+    """Tells what is going on, and keeps the seconds of each stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress | None) -> None:
         self.seconds: dict[str, float] = {}
+        self._progress = progress
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """One stage, timed."""
+        if self._progress:
+            self._progress(name, 0, 0)
         start = time.perf_counter()
         yield
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
@@ -139,7 +143,7 @@ def prune(
     Raises:
         OnnxPruneError: whatever goes wrong, in one of its subclasses, each with a message for the user.
     """
-    clock, notes = Clock(), []
+    clock, notes = Clock(progress), list[str]()
     targets = Targets(macs=macs, params=params, size=size, ratio=ratio, threshold=threshold)
     if not targets.any:
         targets = replace(targets, macs=DEFAULT_MACS)
@@ -149,7 +153,8 @@ def prune(
         arrays = collected(data)
         couplings = couple(read(model, input_shapes=given_shapes(arrays)))
         groups = limits.groups(couplings)
-    session = open_session(couplings, arrays, loss=loss, labels=labels, seed=seed, threads=threads)
+    with clock.stage("run the original"):
+        session = open_session(couplings, arrays, loss=loss, labels=labels, seed=seed, threads=threads)
     if session.calibration.synthetic:
         notes.append(
             "No calibration data: scores and checks use random inputs, so expect to lose more accuracy. Pass data."
@@ -169,7 +174,7 @@ def prune(
             raise UsageError(f"Expected a criterion among sensitivity, magnitude and random, found {criterion!r}.")
     with clock.stage("choose and rewrite"):
         plan, pruned = planned(couplings, scores, targets, limits)
-    settings = {
+    settings: dict[str, str | float | int | None] = {
         "macs": spelled(targets.macs),
         "params": spelled(targets.params),
         "size": spelled(targets.size),
@@ -193,6 +198,7 @@ def apply(
     labels: str = "labels",
     seed: int = 0,
     threads: int = 0,
+    progress: Progress | None = None,
 ) -> PruneResult:
     """
     Repeat the pruning that a plan describes, bit for bit, and check it like any other.
@@ -202,7 +208,7 @@ def apply(
     Raises:
         PlanError: the plan was made for another model.
     """
-    clock = Clock()
+    clock = Clock(progress)
     with clock.stage("read and couple"):
         arrays = collected(data)
         couplings = couple(read(model, input_shapes=given_shapes(arrays)))
@@ -210,7 +216,7 @@ def apply(
     session = open_session(couplings, arrays, loss=loss, labels=labels, seed=seed, threads=threads)
     with clock.stage("choose and rewrite"):
         pruned = rewrite(couplings, plan)
-    settings = {"criterion": "plan", "loss": session.loss.name, "seed": seed}
+    settings: dict[str, str | float | int | None] = {"criterion": "plan", "loss": session.loss.name, "seed": seed}
     return finished(session, plan, pruned, None, settings, [], clock, threads)
 
 
@@ -237,7 +243,7 @@ def planned(couplings: Couplings, scores: Sensitivities, targets: Targets, limit
     for _ in range(5):
         plan = choose(couplings, scores, asked, limits)
         pruned = rewrite(couplings, plan)
-        if targets.size is None:
+        if targets.size is None or asked.size is None:
             return plan, pruned
         original = couplings.costs.bytes.at({})
         bound = amount(targets.size, "size").of(original)
@@ -279,8 +285,8 @@ def finished(
             version=1,
             settings=settings,
             loss_name=session.judged_by.name,
-            original=figures(session, None, couplings.graph.model, session.outputs, threads),
-            pruned=figures(session, plan, pruned, after, threads),
+            original=figures(session, couplings.graph.model, couplings.graph.file_bytes, session.outputs, threads),
+            pruned=figures(session, pruned, pruned.ByteSize(), after, threads, plan=plan),
             latency=timed,
             distance=distance(session.outputs, after),
             groups=tuple(GroupReport(group.name, group.size, len(group.kept)) for group in plan.groups if group.exact),
@@ -292,8 +298,62 @@ def finished(
     return PruneResult(pruned, plan, report, scores, couplings)
 
 
+def compare(
+    original: Model,
+    pruned: Model,
+    data: Data | None = None,
+    *,
+    loss: LossName | UserLoss = "auto",
+    labels: str = "labels",
+    seed: int = 0,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """
+    Measure two models of one interface side by side; arguments are those of `prune`.
+
+    Raises:
+        ModelError: the models take different inputs or give different outputs.
+    """
+    clock = Clock(progress)
+    with clock.stage("read and couple"):
+        arrays = collected(data)
+        first, second = (couple(read(model, input_shapes=given_shapes(arrays))) for model in (original, pruned))
+    if (first.graph.inputs, first.graph.outputs) != (second.graph.inputs, second.graph.outputs):
+        raise ModelError(
+            "Expected two models with the same inputs and outputs, found "
+            f"{interface_text(first)} and {interface_text(second)}. Compare a model with one pruned from it."
+        )
+    with clock.stage("measure"):
+        session = open_session(first, arrays, loss=loss, labels=labels, seed=seed, threads=threads)
+        session = session if callable(loss) else replace(session, judged_by=session.loss)
+        other = replace(session, couplings=second)
+        models = first.graph.model, second.graph.model
+        after = outputs_of(second.graph.model, session.calibration, threads=threads)
+        return Comparison(
+            loss_name=session.judged_by.name,
+            original=figures(session, models[0], first.graph.file_bytes, session.outputs, threads),
+            pruned=figures(other, models[1], second.graph.file_bytes, after, threads),
+            latency=latency(models, session.calibration, threads=threads),
+            distance=distance(session.outputs, after),
+            samples=len(session.calibration),
+        )
+
+
+def interface_text(couplings: Couplings) -> str:
+    """Inputs and outputs in a line."""
+    graph = couplings.graph
+    return f"{[describe(port) for port in graph.inputs]} -> {[describe(port) for port in graph.outputs]}"
+
+
 def figures(
-    session: Session, plan: Plan | None, model: ModelProto, outputs: Mapping[str, np.ndarray], threads: int
+    session: Session,
+    model: ModelProto,
+    size: int,
+    outputs: Mapping[str, np.ndarray],
+    threads: int,
+    *,
+    plan: Plan | None = None,
 ) -> Figures:
     """The model in numbers; costs are read off the polynomials."""
     couplings = session.couplings
@@ -302,7 +362,7 @@ def figures(
     return Figures(
         macs=couplings.costs.macs.at(widths),
         params=couplings.costs.params.at(widths),
-        bytes=model.ByteSize() if plan else couplings.graph.file_bytes,
+        bytes=size,
         loss=loss_of(couplings, session.calibration, session.judged_by, model=model, threads=threads),
         accuracy=accuracy(outputs, session.judged_by, session.calibration.labels),
     )

@@ -84,7 +84,7 @@ class Chooser:
             return start
         for with_floor in (True, False):
             narrowing = Narrowing(self, start, with_floor=with_floor)
-            count = first_that(lambda n, steps=narrowing: self._holds(steps.after(n)), narrowing.steps)
+            count = narrowing.steps_until(self._holds)
             if count is not None:
                 return narrowing.after(count)
         raise TargetError(self._unreachable(start))
@@ -180,6 +180,10 @@ class Narrowing:
         if self.chooser.scores.criterion != "sensitivity":
             return (rank + 1) / width
         return score / max(share, 1e-12)
+
+    def steps_until(self, holds: Callable[[Widths], bool]) -> int | None:
+        """The fewest steps after which `holds`; None if it never does."""
+        return first_that(lambda steps: holds(self.after(steps)), self.steps)
 
     def after(self, steps: int) -> Widths:
         """The widths when the first `steps` channels have gone, within the limits."""

@@ -15,6 +15,7 @@ from onnxprune.coupling.constants import Kept, variants
 from onnxprune.coupling.couple import Couplings, Group, Slice
 from onnxprune.errors import PlanError
 from onnxprune.reading.records import STRICT, json_text, load_record
+from onnxprune.rules.axes import Dim
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -61,14 +62,14 @@ class Plan:
         """For each Dim that loses positions, those that stay."""
         self._check_model(couplings)
         known = {group.name: group for group in couplings.groups}
-        found: dict[object, np.ndarray] = {}
+        found: dict[Dim, np.ndarray] = {}
         for planned in self.groups:
             group = known.get(planned.name)
             check_group(planned, group)
             assert group is not None
             if len(planned.kept) < planned.size:
                 found.update(group.per_dim(np.array(planned.kept, np.int64)))
-        return found  # type: ignore[return-value]  # keys are the Dims of per_dim
+        return found
 
     def _check_model(self, couplings: Couplings) -> None:
         if self.model.sha256 != couplings.graph.sha256:

@@ -98,7 +98,8 @@ class Solver:
             case Sum(), Product():
                 return self._distribute(one, other, node)
             case _:
-                assert isinstance(other, Sum) and isinstance(one, Product)
+                assert isinstance(one, Product)
+                assert isinstance(other, Sum)
                 return self._distribute(other, one, node)
 
     def _bind(self, dim: Dim, axis: Axis, node: str) -> None:
@@ -126,11 +127,10 @@ class Solver:
     def _align(self, one: Sum, other: Sum, node: str) -> list[tuple[Axis, Axis]]:
         """Two sums: the first parts are equal as far as the shorter goes; so are the rests."""
         size = min(one.parts[0].size, other.parts[0].size)
-        halves = [self._cut(axis, size, node) for axis in (one, other)]
-        if halves[0] is None or halves[1] is None:
+        halves, other_halves = self._cut(one, size, node), self._cut(other, size, node)
+        if halves is None or other_halves is None:
             return self._by_position(one, other, node)
-        (head, rest), (other_head, other_rest) = halves
-        return [(head, other_head), (rest, other_rest)]
+        return list(zip(halves, other_halves, strict=True))
 
     def _cut(self, axis: Axis, size: int, node: str) -> tuple[Axis, Axis] | None:
         """The first `size` positions and the others; None where no form of the axis shows them."""

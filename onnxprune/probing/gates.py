@@ -115,4 +115,5 @@ def probing_model(model: ModelProto, gates: tuple[Gate, ...], loss: Loss) -> Mod
     for output in surgeon.outputs:
         output.dtype, output.shape = output.dtype or np.float32, output.shape if loss.user else None
     surgeon.cleanup().toposort()
-    return gs.export_onnx(surgeon, do_type_check=False)
+    exported: ModelProto = gs.export_onnx(surgeon, do_type_check=False)
+    return exported

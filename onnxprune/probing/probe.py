@@ -131,8 +131,8 @@ def in_portions(probes: Iterator[Probe], size: int) -> Iterator[list[Probe]]:
 def differences(lost: np.ndarray, whole: np.ndarray, delta: float) -> np.ndarray:
     """Scores `[channels, samples]` from losses `[probes, samples]`."""
     if delta == 1:
-        return lost - whole
-    return (lost[0::2] - lost[1::2]) / (2 * delta)
+        return np.asarray(lost - whole)
+    return np.asarray((lost[0::2] - lost[1::2]) / (2 * delta))
 
 
 class Runner:

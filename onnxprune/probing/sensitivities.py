@@ -56,7 +56,7 @@ class Sensitivities:
         A channel whose removal lowers the loss on these samples is one that the model reacts to, too: signed orders
         remove all of those at once and do worse than chance.
         """
-        return np.abs(self.of(group))
+        return np.asarray(np.abs(self.of(group)))
 
     def to_json(self) -> str:
         """The scores as JSON text."""

@@ -68,4 +68,21 @@ class Report:
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
 
+@dataclass(frozen=True, config=STRICT)
+class Comparison:
+    """Two models with one interface, measured on the same samples; `distance` as in `Report`."""
+
+    loss_name: str
+    original: Figures
+    pruned: Figures
+    latency: Latency
+    distance: float
+    samples: int
+
+    def to_json(self) -> str:
+        """The comparison as JSON text."""
+        return json_text(_COMPARISON, self)
+
+
 _ADAPTER: TypeAdapter[Report] = TypeAdapter(Report)
+_COMPARISON: TypeAdapter[Comparison] = TypeAdapter(Comparison)

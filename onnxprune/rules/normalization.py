@@ -53,9 +53,9 @@ def group_norm(op: Op) -> Iterator[Fact]:
     yield Zero(y, AllOf((scale, bias)))
 
 
-@rule("LayerNormalization")
+@rule("LayerNormalization", "RMSNormalization")
 def layer_norm(op: Op) -> Iterator[Fact]:
-    """A mean over every axis from `axis` on."""
+    """A mean (of the numbers, of their squares) over every axis from `axis` on."""
     x, scale, bias, y = op.input(0), op.input(1), op.optional(2), op.output()
     start = op.axis(x, default=-1)
     yield from same_axes(x, y)
@@ -67,6 +67,16 @@ def layer_norm(op: Op) -> Iterator[Fact]:
     for statistic in op.results[1:]:
         yield from same_axes(x, statistic, except_=range(start, x.rank))
     yield Zero(y, scale if bias is None else AllOf((scale, bias)))
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance_norm(op: Op) -> Iterator[Fact]:
+    """A mean over some axes; a channel of zeros stays one."""
+    x, y = op.input(0), op.output()
+    yield from same_axes(x, y)
+    for number in op.attribute("axes", [0, 2, 3]):
+        yield Inexact(x[number], f"{op.node.label} takes a mean over it")
+    yield Zero(y, x)
 
 
 @rule("LpNormalization")

@@ -9,12 +9,14 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 from onnxruntime import InferenceSession
+from pydantic import TypeAdapter
 
 from onnxprune.choosing.plan import Plan
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration, Data, gather
 from onnxprune.reading.graph import Graph
 from onnxprune.reading.observing import session_for
+from onnxprune.reading.records import json_text
 from onnxprune.rewriting.zeroing import zeroed
 
 TOLERANCES = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -53,6 +55,10 @@ class Verdict:
     def failures(self) -> tuple[str, ...]:
         """What does not hold, a line each."""
         return tuple(f"{check.name}: {check.detail}" for check in self.checks if not check.passed)
+
+    def to_json(self) -> str:
+        """The verdict as JSON text."""
+        return json_text(TypeAdapter(Verdict), self)
 
 
 def verify(couplings: Couplings, plan: Plan, pruned: ModelProto, data: Data | Calibration | None = None) -> Verdict:

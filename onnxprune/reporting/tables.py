@@ -1,0 +1,126 @@
+"""Tables for people, as rich renderables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.markup import escape
+from rich.table import Table
+
+from onnxprune.probing.sensitivities import Sensitivities
+from onnxprune.reporting.inspection import Inspection
+from onnxprune.reporting.report import Comparison, Figures, GroupReport, Report
+from onnxprune.verifying.measure import Latency
+from onnxprune.verifying.verify import Verdict
+
+MOST_ROWS = 40
+
+
+def summary_table(report: Report) -> Table:
+    """Before and after, in the figures a user decides by."""
+    return figures_table(report.original, report.pruned, report.latency, report.loss_name)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Two models side by side."""
+    table = figures_table(comparison.original, comparison.pruned, comparison.latency, comparison.loss_name)
+    table.add_row("distance of outputs", "0", f"{comparison.distance:.3g}", "relative")
+    return table
+
+
+def figures_table(original: Figures, pruned: Figures, timed: Latency, loss_name: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, justify in (("", "left"), ("original", "right"), ("pruned", "right"), ("change", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # a literal of the two
+    if original.accuracy is not None and pruned.accuracy is not None:
+        points = 100 * (pruned.accuracy - original.accuracy)
+        table.add_row("accuracy", f"{original.accuracy:.2%}", f"{pruned.accuracy:.2%}", f"{points:+.2f} points")
+    if original.loss is not None and pruned.loss is not None:
+        table.add_row(f"loss ({loss_name})", f"{original.loss:.4g}", f"{pruned.loss:.4g}", "")
+    for name, before, after in (
+        ("MACs", original.macs, pruned.macs),
+        ("parameters", original.params, pruned.params),
+        ("bytes", original.bytes, pruned.bytes),
+    ):
+        table.add_row(name, f"{before:,.0f}", f"{after:,.0f}", share(after, before))
+    first, second = timed.milliseconds
+    spread = f"x{timed.ratio:.2f} ({timed.low:.2f}-{timed.high:.2f})"
+    table.add_row(f"latency, batch {timed.batch}", f"{first:.3f} ms", f"{second:.3f} ms", spread)
+    return table
+
+
+def share(after: float, before: float) -> str:
+    return f"{after / before:.1%} left" if before else ""
+
+
+def group_table(groups: Iterable[GroupReport]) -> Table:
+    """Channels of each group that lost some."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("group")
+    table.add_column("channels", justify="right")
+    table.add_column("left", justify="right")
+    changed = [group for group in groups if group.after < group.before]
+    for group in changed[:MOST_ROWS]:
+        table.add_row(escape(group.name), str(group.before), str(group.after))
+    if len(changed) > MOST_ROWS:
+        table.add_row(f"... and {len(changed) - MOST_ROWS} more groups", "", "")
+    return table
+
+
+def inspection_table(inspection: Inspection) -> Table:
+    """Groups: what they slice, what they cost, whether their removal is exact."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("group")
+    table.add_column("channels", justify="right")
+    table.add_column("MACs", justify="right")
+    table.add_column("params", justify="right")
+    table.add_column("exact")
+    table.add_column("slices")
+    for group in inspection.groups:
+        first = [f"{slot.tensor}[{slot.axis}]" for slot in group.slices[:2]]
+        more = f" +{len(group.slices) - 2}" if len(group.slices) > 2 else ""
+        exact = "yes" if group.exact else f"no: {group.reason}"
+        table.add_row(
+            escape(group.name),
+            str(group.channels),
+            f"{group.macs:.1%}",
+            f"{group.params:.1%}",
+            escape(exact),
+            escape(", ".join(first) + more),
+        )
+    return table
+
+
+def frozen_table(inspection: Inspection) -> Table:
+    """What stays, and why."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("frozen", "positions", "because", "at node"):
+        table.add_column(heading, justify="right" if heading == "positions" else "left")
+    for frozen in inspection.frozen[:MOST_ROWS]:
+        first = f"{frozen.slices[0].tensor}[{frozen.slices[0].axis}]"
+        more = f" +{len(frozen.slices) - 1}" if len(frozen.slices) > 1 else ""
+        table.add_row(escape(first + more), str(frozen.positions), escape(frozen.reason), escape(frozen.node))
+    if len(inspection.frozen) > MOST_ROWS:
+        table.add_row(f"... and {len(inspection.frozen) - MOST_ROWS} more; see --json", "", "", "")
+    return table
+
+
+def scores_table(scores: Sensitivities) -> Table:
+    """The spread of each group's scores."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("group")
+    for heading in ("channels", "lowest", "median", "highest", "mean stderr"):
+        table.add_column(heading, justify="right")
+    for entry in scores.groups[:MOST_ROWS]:
+        ordered = sorted(entry.scores)
+        numbers = (ordered[0], ordered[len(ordered) // 2], ordered[-1], sum(entry.stderr) / len(entry.stderr))
+        table.add_row(escape(entry.name), str(len(ordered)), *(f"{number:.3g}" for number in numbers))
+    return table
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """One line per check."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for check in verdict.checks:
+        table.add_row("[green]ok[/]" if check.passed else "[red]FAILED[/]", check.name, escape(check.detail))
+    return table
