@@ -15,7 +15,7 @@ from onnxprune.coupling.types import Typing, Use, facts_where
 from onnxprune.coupling.unification import Reason
 from onnxprune.reading.graph import Graph
 from onnxprune.rules.axes import Dim, leaves
-from onnxprune.rules.facts import AllOf, AnyOf, Condition, Contracted, Divisor, HoldersOf, Zero
+from onnxprune.rules.facts import AllOf, AnyOf, Condition, Contracted, Divisor, HoldersOf, Unsummed, Zero
 from onnxprune.rules.operation import Op, Tensor
 
 
@@ -42,7 +42,7 @@ def mark_inexact_sinks(graph: Graph, typing: Typing) -> frozenset[Use]:
         at = zero_sets_at(one.op, graph, typing, known, divisors)
         for fact in one.facts:
             if isinstance(fact, Zero):
-                known[fact.output.name] = limited(zero_where(fact.when, at, typing), fact.output, typing)
+                known[fact.output.name] = limited(zero_where(fact.when, fact.output, at, typing), fact.output, typing)
             elif isinstance(fact, Contracted):
                 mark_sink(fact, one.op, at, typing)
             elif isinstance(fact, Divisor):
@@ -89,24 +89,27 @@ def dims_of(tensor: Tensor, typing: Typing) -> frozenset[Dim]:
     return frozenset(leaf for axis in typing.axes(tensor) for leaf in leaves(axis))
 
 
-def zero_where(condition: Condition, at: Mapping[int, ZeroSet], typing: Typing) -> ZeroSet:
-    """The Dims for which the condition holds."""
+def zero_where(condition: Condition, output: Tensor, at: Mapping[int, ZeroSet], typing: Typing) -> ZeroSet:
+    """The Dims of the output for which the condition holds."""
     match condition:
         case Tensor():
             return at[id(condition)]
+        case Unsummed(tensor, summed):
+            axes = (axis for number, axis in enumerate(typing.axes(tensor)) if number not in summed)
+            zeros = at[id(tensor)]
+            return ZeroSet(zeros.dims & {leaf for axis in axes for leaf in leaves(axis)}, zeros.everywhere)
         case AnyOf(terms):
-            sets = [zero_where(term, at, typing) for term in terms]
+            sets = [zero_where(term, output, at, typing) for term in terms]
             return ZeroSet(frozenset().union(*(s.dims for s in sets)), any(s.everywhere for s in sets))
         case AllOf(terms):
-            sets = [zero_where(term, at, typing) for term in terms]
+            sets = [zero_where(term, output, at, typing) for term in terms]
             some = [s.dims for s in sets if not s.everywhere]
             return ZeroSet(frozenset.intersection(*some), False) if some else ZeroSet(everywhere=True)
         case HoldersOf(terms):
             holders = [(dims_of(term, typing), at[id(term)]) for term in terms]
-            held = frozenset().union(*(dims for dims, _ in holders))
             lost = frozenset(dim for dims, zeros in holders for dim in dims if dim not in zeros)
             everywhere = all(zeros.everywhere for _, zeros in holders)
-            return ZeroSet(held - lost, everywhere)
+            return ZeroSet(dims_of(output, typing) - lost, everywhere)
 
 
 def limited(zeros: ZeroSet, output: Tensor, typing: Typing) -> ZeroSet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxprune.rules.axes import Axis, product_of
-from onnxprune.rules.facts import AllOf, AnyOf, Contracted, Equal, Fact, Macs, Stores, Zero
+from onnxprune.rules.facts import AllOf, AnyOf, Contracted, Equal, Fact, Macs, Stores, Unsummed, Zero
 from onnxprune.rules.operation import Op
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import fixed, free, moved, same_axes, stored_sizes
@@ -55,11 +55,12 @@ def convolved(op: Op, out_channels: Axis) -> Iterator[Fact]:
     yield from fixed((*x[2:], *y[2:]), "spatial")
     yield from fixed(w[2:], "kernel")
     yield Contracted(x, 1, by=(x, w))
+    product = AnyOf((Unsummed(x, (1,)), w))
     if bias is None:
-        yield Zero(y, AnyOf((x, w)))
+        yield Zero(y, product)
     else:
         yield Equal(bias[0], y[1])
-        yield Zero(y, AllOf((AnyOf((x, w)), bias)))
+        yield Zero(y, AllOf((product, bias)))
 
 
 @rule("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")

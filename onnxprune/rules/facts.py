@@ -75,12 +75,20 @@ class AllOf:
 
 @dataclass(frozen=True, slots=True)
 class HoldersOf:
-    """A position is zero when it is zero in each of these tensors that has such a position."""
+    """A position is zero when it is zero in each of these tensors that has such a position; one that none has is zero."""
 
     terms: tuple[Tensor, ...]
 
 
-Condition = Tensor | AnyOf | AllOf | HoldersOf
+@dataclass(frozen=True, slots=True)
+class Unsummed:
+    """A position is zero when it is zero in this tensor along an axis that is not `summed` over."""
+
+    tensor: Tensor
+    summed: tuple[int, ...]
+
+
+Condition = Tensor | AnyOf | AllOf | HoldersOf | Unsummed
 
 
 @dataclass(frozen=True, slots=True)

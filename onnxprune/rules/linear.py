@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxprune.rules.axes import Axis
-from onnxprune.rules.facts import AllOf, AnyOf, Contracted, Equal, Fact, Macs, Zero
+from onnxprune.rules.facts import AllOf, AnyOf, Contracted, Equal, Fact, Macs, Unsummed, Zero
 from onnxprune.rules.operation import NotUnderstood, Op, Tensor
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import broadcast
@@ -29,7 +29,7 @@ def matmul(op: Op) -> Iterator[Fact]:
         yield Equal(b[-1], y[-1])
         yield from broadcast((leading(b, 2),), leading(y, 1))
     yield Contracted(a, a.rank - 1, by=(a, b))
-    yield Zero(y, AnyOf((a, b)))
+    yield Zero(y, AnyOf((Unsummed(a, (a.rank - 1,)), Unsummed(b, (b.rank + inner,)))))
     yield Macs((*y.axes, a[-1]))
 
 
@@ -49,11 +49,12 @@ def gemm(op: Op) -> Iterator[Fact]:
     yield Equal(a[a_inner], b[b_inner])
     yield Contracted(a, a_inner, by=(a, b))
     yield Macs((y[0], y[1], a[a_inner]))
+    product = AnyOf((Unsummed(a, (a_inner,)), Unsummed(b, (b_inner,))))
     if c is None:
-        yield Zero(y, AnyOf((a, b)))
+        yield Zero(y, product)
     else:
         yield from broadcast((c,), y)
-        yield Zero(y, AllOf((AnyOf((a, b)), c)))
+        yield Zero(y, AllOf((product, c)))
 
 
 @rule("Einsum")
@@ -71,9 +72,14 @@ def einsum(op: Op) -> Iterator[Fact]:
             elif seen[name].size != axis.size:
                 raise NotUnderstood(f"index {name!r} broadcasts")
             yield Equal(seen.setdefault(name, axis), axis)
-    yield Zero(y, AnyOf(operands))
+    yield Zero(y, AnyOf(tuple(Unsummed(*part) for part in zip(operands, summed(letters_of, result), strict=True))))
     if len(operands) > 1:
         yield Macs(tuple(seen.values()))
+
+
+def summed(letters_of: list[list[str]], result: list[str]) -> list[tuple[int, ...]]:
+    """For each operand, the numbers of its axes that the output does not have."""
+    return [tuple(number for number, name in enumerate(names) if name not in result) for names in letters_of]
 
 
 def letters(equation: str, operands: tuple[Tensor, ...], y: Tensor) -> tuple[list[list[str]], list[str]]:

@@ -69,16 +69,6 @@ def layer_norm(op: Op) -> Iterator[Fact]:
     yield Zero(y, scale if bias is None else AllOf((scale, bias)))
 
 
-@rule("MeanVarianceNormalization")
-def mean_variance_norm(op: Op) -> Iterator[Fact]:
-    """A mean over some axes; a channel of zeros stays one."""
-    x, y = op.input(0), op.output()
-    yield from same_axes(x, y)
-    for number in op.attribute("axes", [0, 2, 3]):
-        yield Inexact(x[number], f"{op.node.label} takes a mean over it")
-    yield Zero(y, x)
-
-
 @rule("LpNormalization")
 def lp_norm(op: Op) -> Iterator[Fact]:
     """Divided by the norm over one axis, to which zeros add nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxprune.rules.facts import Contracted, Equal, Fact, Frozen, Inexact, Zero
+from onnxprune.rules.facts import Contracted, Divisor, Equal, Fact, Frozen, Inexact, Zero
 from onnxprune.rules.operation import Op, Tensor
 from onnxprune.rules.registry import rule
 
@@ -40,6 +40,8 @@ def reduce_other(op: Op) -> Iterator[Fact]:
     yield from kept_axes(op, x, y)
     if op.node.op_type in ("ReduceMax", "ReduceMin"):
         yield Zero(y, x)
+    if op.node.op_type == "ReduceLogSum":
+        yield Divisor(x)
 
 
 def reduced(op: Op, x: Tensor) -> tuple[int, ...]:
