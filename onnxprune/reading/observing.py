@@ -31,9 +31,14 @@ class Observation:
     values: Mapping[str, np.ndarray]
 
 
-def session_for(model: ModelProto | bytes | str, *, optimized: bool = True, threads: int = 0) -> ort.InferenceSession:
-    """An ONNX Runtime CPU session, silent unless something fails."""
+def session_for(
+    model: ModelProto | bytes | str, *, optimized: bool = True, threads: int = 0, keep_memory: bool = True
+) -> ort.InferenceSession:
+    """An ONNX Runtime CPU session, silent unless something fails; without `keep_memory` it frees what it can at once."""
     options = ort.SessionOptions()
+    if not keep_memory:
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     if not optimized:
@@ -49,7 +54,7 @@ def observe_first(
     failures = []
     for input_shapes in settings(ports, given, batch=batch):
         try:
-            return observe(model, ports, input_shapes)
+            return inferred(model, input_shapes) or observe(model, ports, input_shapes)
         except Exception as failure:  # ONNX Runtime raises many kinds; each means "not at these sizes"
             failures.append(str(failure).splitlines()[0])
     raise ModelError(
@@ -86,6 +91,32 @@ def settings(ports: Sequence[Port], given: Mapping[str, Shape], *, batch: int) -
             return
 
 
+def inferred(model: ModelProto, input_shapes: Mapping[str, Shape]) -> Observation | None:
+    """Shapes by ONNX's inference alone; None unless it finds all of them and the graph computes no integers."""
+    structure = without_weights(model)
+    for port in structure.graph.input:
+        for dim, size in zip(port.type.tensor_type.shape.dim, input_shapes[port.name], strict=False):
+            dim.dim_value = size
+    del structure.graph.value_info[:]
+    try:
+        found = onnx.shape_inference.infer_shapes(structure)
+    except Exception:  # inference raises many kinds; running the model tells more
+        return None
+    infos = [*found.graph.value_info, *found.graph.output]
+    known = {info.name: info.type.tensor_type for info in infos if info.type.HasField("tensor_type")}
+    shapes = dict(input_shapes)
+    for name in (name for node in model.graph.node for name in node.output if name):
+        kind = known.get(name)
+        if kind is None or not kind.HasField("shape") or not all(dim.HasField("dim_value") for dim in kind.shape.dim):
+            return None
+        shapes[name] = tuple(int(dim.dim_value) for dim in kind.shape.dim)
+    constants = {node.output[0] for node in model.graph.node if constant_tensor(node) is not None}
+    computed = [kind.elem_type for name, kind in known.items() if name not in constants and name in shapes]
+    if any(element in (TensorProto.INT64, TensorProto.INT32) for element in computed):
+        return None
+    return Observation(dict(input_shapes), shapes, {})
+
+
 def observe(model: ModelProto, ports: Sequence[Port], input_shapes: Mapping[str, Shape]) -> Observation:
     """Run the structure once; raises what ONNX Runtime raises when the sizes do not suit the model."""
     structure = without_weights(model)
@@ -104,7 +135,7 @@ def observe(model: ModelProto, ports: Sequence[Port], input_shapes: Mapping[str,
     structure.graph.output.extend(ValueInfoProto(name=name) for name in integers)
 
     feeds = {port.name: np.zeros(input_shapes[port.name], port.dtype) for port in ports}
-    found = session_for(structure, optimized=False).run(None, feeds)
+    found = session_for(structure, optimized=False, keep_memory=False).run(None, feeds)
     shapes = {name: tuple(int(size) for size in shape) for name, shape in zip(tensors, found, strict=False)}
     shapes |= {port.name: tuple(input_shapes[port.name]) for port in ports}
     numbers = zip(integers, found[len(tensors) :], strict=True)

@@ -32,6 +32,8 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
     """
     path, raw = raw_bytes(model)
     proto = model if isinstance(model, ModelProto) else parsed(raw, path)
+    sha256, file_bytes = hashlib.sha256(raw).hexdigest(), len(raw) + external_bytes(proto)
+    del raw
     folder = str(path.parent) if path else ""
     inputs = tuple(ports_of(proto.graph))
     check_inputs(inputs)
@@ -39,10 +41,10 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
     constants = constants_of(proto.graph, folder)
     return Graph(
         model=proto,
-        sha256=hashlib.sha256(raw).hexdigest(),
+        sha256=sha256,
         folder=folder,
         path=path,
-        file_bytes=len(raw) + external_bytes(proto),
+        file_bytes=file_bytes,
         nodes=tuple(nodes_of(proto.graph)),
         inputs=inputs,
         outputs=tuple(ports_of(proto.graph, outputs=True)),

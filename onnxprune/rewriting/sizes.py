@@ -196,7 +196,7 @@ class Mender:
         """Shapes at the setting observed at first and, where sizes are dynamic, at two more."""
         settings = [self.graph.shapes]
         if self.shape_graph.needed and any(port.is_dynamic for port in self.graph.inputs):
-            for extra in (1, 3):
+            for extra in (1, -1):
                 shapes = {
                     port.name: tuple(
                         size + extra if not isinstance(said, int) else size
