@@ -161,7 +161,13 @@ class Solver:
                 halves = self._cut(factors[0], size // inner.size, node)
                 if halves is None:
                     return None
-                return product_of((halves[0], inner)), product_of((halves[1], inner))
+                return self._blocks(halves[0], inner, node), self._blocks(halves[1], inner, node)
+
+    def _blocks(self, leading: Axis, inner: Axis, node: str) -> Axis:
+        """Their product; a leading factor of one position, which no product shows, is kept."""
+        if leading.size == 1:
+            self.freeze(leading, Reason("its positions are blocks of different origin", node, by_nature=True))
+        return product_of((leading, inner))
 
     def _cut_dim(self, dim: Dim, size: int) -> tuple[Axis, Axis]:
         head, rest = Dim(size), Dim(dim.size - size)
@@ -210,7 +216,7 @@ class Solver:
                 outer = []
                 for part in parts:
                     outer.append(Dim(part.size // inner))
-                    self.equate(part, product_of((outer[-1], shared)), node)
+                    self.equate(part, self._blocks(outer[-1], shared, node), node)
                 return sum_of(outer), shared
             case Product():
                 raise AssertionError("products are flat")
@@ -225,7 +231,7 @@ class Solver:
                 halves = self._cut(rest, part.size // inner.size, node)
                 if halves is None:
                     return self._by_position(total, product, node)
-                equations.append((part, product_of((halves[0], inner))))
+                equations.append((part, self._blocks(halves[0], inner, node)))
                 rest = halves[1]
             return equations
         return self._match_equal_blocks(total, product.factors[0], inner, node)
@@ -267,10 +273,9 @@ class Solver:
             case Product(factors):
                 free = [f for f in factors if any(leaf not in self._frozen for leaf in leaves(self.resolve(f)))]
                 lead = max(free, key=lambda factor: factor.size, default=factors[0])
-                for factor in factors:
-                    if factor is not lead:
-                        self.freeze(factor, Reason("it is shuffled in a way that no factor shows", node))
                 at = factors.index(lead)
+                for factor in (*factors[:at], *factors[at + 1 :]):
+                    self.freeze(factor, Reason("it is shuffled in a way that no factor shows", node))
                 before = product_of(factors[:at]).size if at else 1
                 after = product_of(factors[at + 1 :]).size if factors[at + 1 :] else 1
                 units_of_lead = self._units(lead, node)
