@@ -48,6 +48,8 @@ def nothing_to_prune(couplings: Couplings, limits: Limits) -> str:
     """Why there is no group, in the user's words."""
     reasons = [f"{group.name!r}: {group.inexact.text}" for group in couplings.groups if group.inexact is not None]
     reasons += [f"{refusal.slices[0].tensor!r}: {refusal.reason.text}" for refusal in couplings.refusals]
+    if not couplings.groups and not couplings.refusals:
+        reasons.append("no operator that multiplies by weights was found")
     chosen = " among those chosen by --only and --skip" if limits.only or limits.skip else ""
     listed = "".join(f"\n  - {reason}" for reason in reasons[:8])
     more = f"\n  - and {len(reasons) - 8} more" if len(reasons) > 8 else ""

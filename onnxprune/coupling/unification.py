@@ -31,21 +31,40 @@ class Solver:
         self._bound: dict[Dim, Axis] = {}
         self._frozen: dict[Dim, Reason] = {}
         self._inexact: dict[Dim, Reason] = {}
+        self._settled_at: dict[Dim, int] = {}
         self._joined_by_position: set[Dim] = set()
 
     def resolve(self, axis: Axis) -> Axis:
         """`axis` in terms of unbound Dims, flattened."""
+        for dim in leaves(axis):
+            if dim in self._bound:
+                self._settle(dim)
+        return self._substituted(axis)
+
+    def _settle(self, dim: Dim) -> None:
+        """Bring the bindings that `dim` leads to into terms of unbound Dims, the deepest first; chains may be long."""
+        pending = [dim]
+        while pending:
+            bound = pending[-1]
+            stale = [leaf for leaf in leaves(self._bound[bound]) if leaf in self._bound and not self._is_settled(leaf)]
+            if stale:
+                pending.extend(stale)
+            else:
+                self._bound[bound] = self._substituted(self._bound[bound])
+                self._settled_at[pending.pop()] = len(self._bound)
+
+    def _is_settled(self, dim: Dim) -> bool:
+        return self._settled_at.get(dim) == len(self._bound)
+
+    def _substituted(self, axis: Axis) -> Axis:
+        """The axis with each bound Dim replaced by its binding."""
         match axis:
             case Dim():
-                if axis not in self._bound:
-                    return axis
-                found = self.resolve(self._bound[axis])
-                self._bound[axis] = found
-                return found
+                return self._bound.get(axis, axis)
             case Sum(parts):
-                return sum_of(self.resolve(part) for part in parts)
+                return sum_of(self._substituted(part) for part in parts)
             case Product(factors):
-                return product_of(self.resolve(factor) for factor in factors)
+                return product_of(self._substituted(factor) for factor in factors)
 
     def frozen(self, dim: Dim) -> Reason | None:
         """Why no position of the unbound `dim` may go; None when free."""

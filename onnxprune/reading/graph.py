@@ -242,5 +242,5 @@ def ports_of(graph: GraphProto, *, outputs: bool = False) -> Iterator[Port]:
 def declared_size(size: onnx.TensorShapeProto.Dimension) -> int | str | None:
     """What the file says about one axis: a number, a name, or None."""
     if size.HasField("dim_value"):
-        return int(size.dim_value)
+        return int(size.dim_value) if size.dim_value >= 0 else None
     return size.dim_param or None
