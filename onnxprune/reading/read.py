@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import load_external_data_for_tensor
 
 from onnxprune.errors import ModelError
-from onnxprune.reading.graph import Graph, Shape, constants_of, nodes_of, ports_of
+from onnxprune.reading.graph import Graph, Shape, constant_tensor, constants_of, nodes_of, ports_of
 from onnxprune.reading.observing import observe_first
 
 Model = str | os.PathLike[str] | bytes | ModelProto
@@ -23,7 +25,7 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
     The model as an immutable `Graph`.
 
     Args:
-        model: a path, the bytes of an ONNX file, or a ModelProto. External data stay on disk.
+        model: a path, the bytes of an ONNX file, or a ModelProto. Numbers in files beside the model are read from there.
         input_shapes: concrete shapes by input name, for models that only run at certain sizes; sizes the model fixes
             and the first axis (the batch) are not taken from it.
 
@@ -32,16 +34,20 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
     """
     path, raw = raw_bytes(model)
     proto = model if isinstance(model, ModelProto) else parsed(raw, path)
-    sha256, file_bytes = hashlib.sha256(raw).hexdigest(), len(raw) + external_bytes(proto)
+    digest, file_bytes = hashlib.sha256(raw), len(raw)
     del raw
     folder = str(path.parent) if path else ""
+    for tensor in external_tensors(proto):
+        load_external(tensor, folder, path)
+        digest.update(tensor.raw_data)
+        file_bytes += len(tensor.raw_data)
     inputs = tuple(ports_of(proto.graph))
     check_inputs(inputs)
     observed = observe_first(proto, inputs, input_shapes or {})
     constants = constants_of(proto.graph, folder)
     return Graph(
         model=proto,
-        sha256=sha256,
+        sha256=digest.hexdigest(),
         folder=folder,
         path=path,
         file_bytes=file_bytes,
@@ -91,10 +97,27 @@ def check_inputs(inputs: tuple[object, ...]) -> None:
             raise ModelError(f"Expected tensors as inputs, found input {name!r} of another kind. It is not supported.")
 
 
-def external_bytes(proto: ModelProto) -> int:
-    """Bytes of the numbers kept outside the model file."""
-    total = 0
-    for tensor in proto.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            total += sum(int(entry.value) for entry in tensor.external_data if entry.key == "length")
-    return total
+def external_tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    """Initializers and values of Constant nodes whose numbers lie in another file."""
+    held = (tensor for node in proto.graph.node if (tensor := constant_tensor(node)) is not None)
+    for tensor in itertools.chain(proto.graph.initializer, held):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            yield tensor
+
+
+def load_external(tensor: TensorProto, folder: str, path: Path | None) -> None:
+    """Bring the tensor's numbers into the model; a file outside the model's folder is refused by ONNX itself."""
+    if path is None:
+        raise ModelError(
+            f"Expected a model whole in itself, found that the numbers of {tensor.name!r} lie in another file. "
+            "Pass the model's path, so that the file can be found."
+        )
+    try:
+        load_external_data_for_tensor(tensor, folder or ".")
+    except Exception as failure:  # a missing file, a short one, a path that leads outside: each has its own kind
+        first = str(failure).splitlines()[0]
+        raise ModelError(
+            f"Expected the numbers of {tensor.name!r} in a file beside {str(path)!r}: {first} Keep the files together."
+        ) from None
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
