@@ -39,6 +39,8 @@ def facts_of(op: Op) -> tuple[Fact, ...]:
         return tuple(speak(op))
     except NotUnderstood as why:
         return tuple(refuse(op, f"{op.node.label}: {why}"))
+    except (ValueError, IndexError, TypeError) as why:  # a rule takes its node apart and finds other pieces
+        return tuple(refuse(op, f"{op.node.label} has a form that its rule does not expect: {why}"))
 
 
 def refuse(op: Op, reason: str) -> Iterator[Fact]:
