@@ -15,13 +15,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import facts_where
 from onnxprune.probing.losses import Loss, loss_in_graph
+from onnxprune.reading.observing import session_for, without_weights
 from onnxprune.rules.axes import Axis, Dim, leaves, spread
 from onnxprune.rules.facts import Contracted
+
+ELEMENT_TYPES: dict[str, int] = {
+    "tensor(float16)": TensorProto.FLOAT16,
+    "tensor(bfloat16)": TensorProto.BFLOAT16,
+    "tensor(double)": TensorProto.DOUBLE,
+}
+"""Float types other than float32, as ONNX Runtime spells them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,6 @@ class Gate:
     type: Axis
     rank: int
     batch_axis: int | None
-    dtype: np.dtype
     uses: tuple[tuple[int, int], ...]
 
     def values(self, closed: Mapping[Dim, np.ndarray]) -> np.ndarray:
@@ -53,7 +60,7 @@ class Gate:
             assert self.batch_axis is not None
             shape[self.batch_axis] = rows.shape[0]
         ordered = rows if self.batch_axis is None or self.batch_axis < self.axis else rows.T
-        return np.ascontiguousarray(ordered.reshape(shape).astype(self.dtype))
+        return np.ascontiguousarray(ordered.reshape(shape).astype(np.float32))
 
 
 def gates_of(couplings: Couplings, dims: Iterable[Dim]) -> tuple[Gate, ...]:
@@ -76,7 +83,6 @@ def gates_of(couplings: Couplings, dims: Iterable[Dim]) -> tuple[Gate, ...]:
             type=types[axis],
             rank=len(types),
             batch_axis=batch_axis_of(types, couplings),
-            dtype=np.dtype(np.float32),
             uses=tuple(uses[tensor, axis]),
         )
         for number, ((tensor, axis), types) in enumerate(axes.items())
@@ -91,6 +97,7 @@ def batch_axis_of(types: tuple[Axis, ...], couplings: Couplings) -> int | None:
 
 def probing_model(model: ModelProto, gates: tuple[Gate, ...], loss: Loss) -> ModelProto:
     """The model with the gates at their sinks and the loss as its only output."""
+    types = element_types(model, {gate.tensor for gate in gates})
     surgeon = gs.import_onnx(model)
     originals = list(surgeon.nodes)
     tensors = surgeon.tensors()
@@ -103,10 +110,9 @@ def probing_model(model: ModelProto, gates: tuple[Gate, ...], loss: Loss) -> Mod
         opened = gs.Variable(gate.name, np.float32, shape)
         surgeon.inputs.append(opened)
         factor = opened
-        if source.dtype is not None and source.dtype != np.float32 and np.dtype(source.dtype).kind == "f":
+        if types[gate.tensor] != TensorProto.FLOAT:
             factor = gs.Variable(f"{gate.name}.cast")
-            cast = {"to": np.dtype(source.dtype).type}
-            surgeon.nodes.append(gs.Node("Cast", factor.name, cast, [opened], [factor]))
+            surgeon.nodes.append(gs.Node("Cast", factor.name, {"to": types[gate.tensor]}, [opened], [factor]))
         gated = gs.Variable(f"{gate.name}.gated")
         surgeon.nodes.append(gs.Node("Mul", gated.name, {}, [source, factor], [gated]))
         for position, index in gate.uses:
@@ -117,3 +123,14 @@ def probing_model(model: ModelProto, gates: tuple[Gate, ...], loss: Loss) -> Mod
     surgeon.cleanup().toposort()
     exported: ModelProto = gs.export_onnx(surgeon, do_type_check=False)
     return exported
+
+
+def element_types(model: ModelProto, names: Iterable[str]) -> dict[str, int]:
+    """The ONNX element type of each of these tensors, as ONNX Runtime sees it; of one it does not, float32."""
+    structure = without_weights(model)
+    made = {name for node in structure.graph.node for name in node.output}
+    del structure.graph.output[:]
+    structure.graph.output.extend(ValueInfoProto(name=name) for name in names if name in made)
+    session = session_for(structure, optimized=False)
+    said = {port.name: port.type for port in (*session.get_inputs(), *session.get_outputs())}
+    return {name: ELEMENT_TYPES.get(said.get(name, ""), TensorProto.FLOAT) for name in names}

@@ -16,13 +16,13 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from onnxprune.errors import DataError, UsageError
-from onnxprune.probing.calibration import Calibration
+from onnxprune.probing.calibration import Calibration, first_line
 from onnxprune.reading.graph import FLOAT_TYPES, Graph
 from onnxprune.reading.observing import session_for
 
 LossName = Literal["distance", "auto", "cross-entropy", "mse", "kl"]
 UserLoss = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray], np.ndarray | None], np.ndarray | float]
-"""Called with the outputs, the original model's outputs and the labels; returns one number per sample, or one in all."""
+"""Called with outputs, the original's outputs and labels of some samples; returns a number for each, or one for all."""
 
 SMALLEST_PROBABILITY = 1e-12
 
@@ -33,7 +33,8 @@ class Loss:
     A loss made ready for a model and its samples.
 
     `targets` holds what the loss compares with, `[samples, ...]` for each extra input of the probing model; `outputs`
-    are the model outputs it reads.
+    are the model outputs it reads, and `class_axis` is the axis of classes in these targets. `stacked` as in
+    `Calibration`: the graph then knows no axis for samples.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Loss:
     probabilities: bool
     targets: Mapping[str, np.ndarray]
     user: UserLoss | None = None
+    stacked: bool = False
 
     def first(self, count: int) -> Loss:
         """The same loss for only the first `count` samples."""
@@ -56,22 +58,29 @@ class Loss:
 def outputs_of(
     model: ModelProto, calibration: Calibration, *, batch: int = 64, threads: int = 0
 ) -> dict[str, np.ndarray]:
-    """Every tensor output of the model for every sample, `[samples, ...]` each."""
+    """
+    Every measured output of the model for every sample, `[samples, ...]` each.
+
+    An output whose shape changes from sample to sample is left out.
+
+    Raises:
+        DataError: the model does not run on these samples.
+    """
     session = session_for(model, threads=threads)
-    names = [output.name for output in session.get_outputs() if output.type.startswith("tensor(")]
+    names = calibration.outputs
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for samples in calibration.batches(batch):
-        found = session.run(names, calibration.at(calibration.filled(samples)))
+        try:
+            found = session.run(names, calibration.at(calibration.filled(samples)))
+        except Exception as failure:  # ONNX Runtime raises many kinds
+            which = f"{samples[0]} to {samples[-1]}" if len(samples) > 1 else f"{samples[0]}"
+            raise DataError(
+                f"The model does not run on samples {which}: {first_line(failure)} Mend the data."
+            ) from None
         for name, value in zip(names, found, strict=True):
-            parts[name].append(per_sample(value, len(samples), calibration))
-    return {name: np.concatenate(values) for name, values in parts.items()}
-
-
-def per_sample(value: np.ndarray, count: int, calibration: Calibration) -> np.ndarray:
-    """An output with samples along its first axis; one without a batch axis counts as one sample."""
-    if calibration.stacked or value.ndim == 0:
-        return value[None]
-    return value[:count] if calibration.batch is not None else value
+            parts[name].append(value[None] if calibration.stacked else value[: len(samples)])
+    alike = {name: len({value.shape[1:] for value in values}) == 1 for name, values in parts.items()}
+    return {name: np.concatenate(values) for name, values in parts.items() if alike[name]}
 
 
 def prepare_loss(
@@ -93,14 +102,24 @@ def prepare_loss(
         UsageError: the loss does not suit the model's outputs.
         DataError: labels out of range.
     """
-    outputs = dict(reference or outputs_of(graph.model, calibration, threads=threads))
-    floats = {port.name: outputs[port.name] for port in graph.outputs if port.name in outputs and port_is_float(port)}
     if not callable(requested) and requested not in get_args(LossName):
         raise UsageError(f"Expected a loss among {', '.join(get_args(LossName))}, found {requested!r}.")
+    outputs = dict(reference or outputs_of(graph.model, calibration, threads=threads))
+    return replace(loss_for(graph, outputs, calibration, requested), stacked=calibration.stacked)
+
+
+def loss_for(
+    graph: Graph, outputs: Mapping[str, np.ndarray], calibration: Calibration, requested: LossName | UserLoss
+) -> Loss:
+    """The loss for these outputs of the original."""
+    floats = {port.name: outputs[port.name] for port in graph.outputs if port.name in outputs and port_is_float(port)}
     if callable(requested):
         return Loss("custom", tuple(outputs), -1, False, outputs, requested)
     if not floats:
-        raise UsageError("The model has no float output to compute a loss from. Prune it with --criterion magnitude.")
+        raise UsageError(
+            "Expected a float output of one size for all samples to compute a loss from, found none. "
+            "Prune with --criterion magnitude, or give a loss of your own from Python."
+        )
     if requested in ("auto", "cross-entropy"):
         found = cross_entropy(floats, calibration)
         if found is not None:
@@ -154,7 +173,10 @@ def missing_labels(floats: Mapping[str, np.ndarray], calibration: Calibration) -
             "Cross-entropy needs labels, found none. Add an integer array 'labels' to the data, or name it: --labels."
         )
     found = f"{calibration.labels.dtype} {list(calibration.labels.shape)}"
-    return f"Cross-entropy needs integer labels, one per sample, that fit an output ({shapes}); found labels {found}."
+    return (
+        f"Cross-entropy needs integer labels, one class number per sample, that fit an output ({shapes}); "
+        f"found labels {found}. Convert them with .astype or .argmax, or measure with --loss distance."
+    )
 
 
 def are_probabilities(values: np.ndarray, axis: int) -> bool:
@@ -203,11 +225,12 @@ def loss_in_graph(surgeon: gs.Graph, loss: Loss) -> list[gs.Variable]:
     if loss.name == "mse":
         return [squared_error_in_graph(surgeon, loss, outputs)]
     output = as_float(surgeon, outputs[loss.outputs[0]])
-    target, log_target = (new_input(surgeon, name, loss.targets[name]) for name in ("target", "log_target"))
-    log_p = log_probabilities(surgeon, output, loss)
+    target, log_target = (new_input(surgeon, name, loss) for name in ("target", "log_target"))
+    axis = loss.class_axis - 1 if loss.stacked else loss.class_axis
+    log_p = log_probabilities(surgeon, output, axis, probabilities=loss.probabilities)
     terms = layer(surgeon, "Mul", [target, layer(surgeon, "Sub", [log_target, log_p])])
-    summed = reduced(surgeon, "ReduceSum", terms, [loss.class_axis], keep=False)
-    return [per_row(surgeon, summed)]
+    summed = reduced(surgeon, "ReduceSum", terms, [axis], keep=False)
+    return [per_row(surgeon, summed, loss)]
 
 
 def squared_error_in_graph(surgeon: gs.Graph, loss: Loss, outputs: Mapping[str, gs.Variable]) -> gs.Variable:
@@ -216,29 +239,29 @@ def squared_error_in_graph(surgeon: gs.Graph, loss: Loss, outputs: Mapping[str, 
     for name in loss.outputs:
         reference = loss.targets[f"reference.{name}"].astype(np.float32)
         energy = np.float32(max(float(np.mean(np.square(reference, dtype=np.float64))), 1e-30))
-        wanted = new_input(surgeon, f"reference.{name}", reference)
+        wanted = new_input(surgeon, f"reference.{name}", loss)
         error = layer(surgeon, "Sub", [as_float(surgeon, outputs[name]), wanted])
         squared = layer(surgeon, "Mul", [error, error])
-        row = layer(surgeon, "Div", [per_row(surgeon, squared), np.array(energy)])
+        row = layer(surgeon, "Div", [per_row(surgeon, squared, loss), np.array(energy)])
         total = row if total is None else layer(surgeon, "Add", [total, row])
     assert total is not None
     return total
 
 
-def log_probabilities(surgeon: gs.Graph, output: gs.Variable, loss: Loss) -> gs.Variable:
+def log_probabilities(surgeon: gs.Graph, output: gs.Variable, axis: int, *, probabilities: bool) -> gs.Variable:
     """Log of the class probabilities, of logits or of probabilities."""
-    if loss.probabilities:
+    if probabilities:
         floor = np.array(SMALLEST_PROBABILITY, np.float32)
         return layer(surgeon, "Log", [layer(surgeon, "Max", [output, floor])])
-    highest = reduced(surgeon, "ReduceMax", output, [loss.class_axis], keep=True)
+    highest = reduced(surgeon, "ReduceMax", output, [axis], keep=True)
     shifted = layer(surgeon, "Sub", [output, highest])
-    total = reduced(surgeon, "ReduceSum", layer(surgeon, "Exp", [shifted]), [loss.class_axis], keep=True)
+    total = reduced(surgeon, "ReduceSum", layer(surgeon, "Exp", [shifted]), [axis], keep=True)
     return layer(surgeon, "Sub", [shifted, layer(surgeon, "Log", [total])])
 
 
-def per_row(surgeon: gs.Graph, values: gs.Variable) -> gs.Variable:
-    """The mean over everything but the first axis."""
-    flat = layer(surgeon, "Reshape", [values, np.array([0, -1], np.int64)])
+def per_row(surgeon: gs.Graph, values: gs.Variable, loss: Loss) -> gs.Variable:
+    """The mean over everything but the samples: one number for each, or one in all for a stacked sample."""
+    flat = layer(surgeon, "Reshape", [values, np.array([1 if loss.stacked else 0, -1], np.int64)])
     return reduced(surgeon, "ReduceMean", flat, [1], keep=False)
 
 
@@ -271,8 +294,9 @@ def layer(surgeon: gs.Graph, op_type: str, inputs: list[gs.Variable | np.ndarray
     return output
 
 
-def new_input(surgeon: gs.Graph, name: str, samples: np.ndarray) -> gs.Variable:
-    """One more graph input, `[rows, ...]` like the samples, as float32."""
-    variable = gs.Variable(f"onnxprune.{name}", np.float32, ["onnxprune.rows", *samples.shape[1:]])
+def new_input(surgeon: gs.Graph, name: str, loss: Loss) -> gs.Variable:
+    """One more graph input for a target of the loss, `[rows, ...]` or one stacked sample, as float32."""
+    rows = [] if loss.stacked else ["onnxprune.rows"]
+    variable = gs.Variable(f"onnxprune.{name}", np.float32, [*rows, *loss.targets[name].shape[1:]])
     surgeon.inputs.append(variable)
     return variable

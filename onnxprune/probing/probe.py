@@ -1,9 +1,9 @@
 """
 Channel sensitivities by finite differences of the loss in the gates.
 
-With a gate vector of ones the loss is L(1); closing channel c by δ gives the score (L(1 - δ e_c) - L(1)) / δ. δ = 1 is the
-exact loss change of removing the channel; a small δ is taken on both sides, (L(1 - δ e_c) - L(1 + δ e_c)) / 2δ, which is
-minus the derivative dL/dx of the textbook: what the loss would grow by, to first order, were the channel closed.
+With a gate vector of ones the loss is L(1); closing channel c by δ gives the score (L(1 - δ e_c) - L(1)) / δ. δ = 1 is
+the exact loss change of removing the channel; a small δ is taken on both sides, (L(1 - δ e_c) - L(1 + δ e_c)) / 2δ,
+which is minus the derivative dL/dx of the textbook: what the loss would grow by, to first order, were it closed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune.coupling.couple import Couplings, Group
-from onnxprune.errors import UsageError
+from onnxprune.errors import DataError, UsageError
 from onnxprune.probing.calibration import Calibration, Data, gather
 from onnxprune.probing.gates import Gate, gates_of, probing_model
 from onnxprune.probing.losses import Loss, LossName, UserLoss, prepare_loss
@@ -25,6 +25,9 @@ from onnxprune.rules.axes import Dim, leaves
 
 ROWS_A_RUN = 64
 """Probes times samples in one run: more buys nothing on a CPU."""
+
+LARGEST = float(np.finfo(np.float32).max)
+"""The score where a removal leaves no finite loss: such a channel goes last."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is going on, how much is done and how much there is."""
@@ -62,8 +65,7 @@ def probe(
     Raises:
         UsageError: delta is not in (0, 1], or the derivative of a distance to the model itself is asked for.
     """
-    if not 0 < delta <= 1:
-        raise UsageError(f"Expected a delta above 0 and up to 1, found {delta}.")
+    check_delta(delta)
     calibration = gather(couplings.graph, data)
     if not isinstance(loss, Loss):
         loss = prepare_loss(couplings.graph, calibration, loss, threads=threads)
@@ -75,6 +77,7 @@ def probe(
     chosen = [group for group in couplings.groups if group.exact] if groups is None else list(groups)
     runner = Runner(couplings, calibration, loss, [dim for group in chosen for dim in group.dims], threads)
     whole = runner.losses([Probe({})])[0]
+    check_finite(whole, loss)
     scores, errors = {}, {}
     done, total = 0, sum(group.size for group in chosen)
     for group in chosen:
@@ -85,7 +88,7 @@ def probe(
             done += len(changes[-1])
             if progress:
                 progress(group.name, done, total)
-        every = np.concatenate(changes)
+        every = np.nan_to_num(np.concatenate(changes), nan=LARGEST, posinf=LARGEST, neginf=-LARGEST)
         scores[group.name] = every.mean(1)
         errors[group.name] = every.std(1, ddof=1) / np.sqrt(every.shape[1]) if every.shape[1] > 1 else 0 * every[:, 0]
     return sensitivities_of(
@@ -97,6 +100,22 @@ def probe(
         delta=delta,
         samples=len(calibration),
     )
+
+
+def check_delta(delta: float) -> None:
+    """Refuse a gate that does not close, or that closes by more than all."""
+    if not 0 < delta <= 1:
+        raise UsageError(f"Expected a delta above 0 and up to 1, found {delta}.")
+
+
+def check_finite(losses: np.ndarray, loss: Loss) -> None:
+    """Refuse to measure changes of a loss that is no number to begin with."""
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if len(bad):
+        raise DataError(
+            f"Expected finite losses ({loss.name}) of the unpruned model, found NaN or infinity for {len(bad)} of "
+            f"{len(losses)} samples, sample {bad[0]} first. Look at the model's outputs there, or leave them out."
+        )
 
 
 def loss_of(
@@ -153,13 +172,17 @@ class Runner:
         self.gates = gates_of(couplings, dims)
         self.session = session_for(probing_model(model, self.gates, loss), threads=threads)
         self.inputs = {entry.name for entry in self.session.get_inputs()}
-        rows_are_samples = calibration.batch is None and not calibration.stacked and batch_first(couplings, loss)
-        self.many_a_run = rows_are_samples and all(gate.batch_axis is not None for gate in self.gates)
-        self.samples_are_rows = rows_are_samples
         self._open = {gate.name: gate.feed(np.ones((1, gate.type.size))) for gate in self.gates}
+        self.many_a_run = (
+            calibration.batch is None
+            and not calibration.stacked
+            and all(gate.batch_axis is not None for gate in self.gates)
+            and batch_first(couplings, loss)
+            and self._samples_are_independent()
+        )
 
     def losses(self, probes: Sequence[Probe]) -> np.ndarray:
-        """Loss `[probes, samples]`; one number a run where samples cannot be told apart in the outputs."""
+        """Loss `[probes, samples]`."""
         if self.many_a_run:
             return self._many_probes_a_run(probes)
         return np.stack([self._one_probe(probe) for probe in probes])
@@ -174,7 +197,7 @@ class Runner:
             feeds = {
                 gate.name: gate.feed(self._shared(gates[gate.name][which])) for gate in self.gates if gate.name in gates
             }
-            found[rows] = self._run(sample, feeds)
+            found[rows] = self._run(sample, feeds, np.flatnonzero(np.diff(which)) + 1)
         return found.reshape(len(probes), samples)
 
     @staticmethod
@@ -184,30 +207,48 @@ class Runner:
 
     def _one_probe(self, probe: Probe) -> np.ndarray:
         feeds = {gate.name: gate.feed(gate.values(probe.closed)[None]) for gate in self._touched([probe])}
-        found = []
-        for samples in self.calibration.batches(ROWS_A_RUN):
-            losses = self._run(self.calibration.filled(samples), feeds)
-            found.append(losses[: len(samples)] if self.samples_are_rows else np.mean(losses, keepdims=True))
-        return np.concatenate(found)
+        return np.concatenate([self._run(samples, feeds) for samples in self.calibration.batches(ROWS_A_RUN)])
+
+    def _samples_are_independent(self) -> bool:
+        """Is a sample's loss the same wherever it stands in a run? It is not where the first axis is time."""
+        samples = np.arange(min(len(self.calibration), ROWS_A_RUN))
+        forwards, backwards = self._run(samples, {}), self._run(samples[::-1], {})[::-1]
+        return np.allclose(forwards, backwards, rtol=1e-3, atol=1e-5)
 
     def _touched(self, probes: Sequence[Probe]) -> list[Gate]:
         """The gates that some probe closes in part."""
         dims = {dim for probe in probes for dim in probe.closed}
         return [gate for gate in self.gates if not dims.isdisjoint(leaves(gate.type))]
 
-    def _run(self, samples: np.ndarray, gates: dict[str, np.ndarray]) -> np.ndarray:
-        """Losses of the rows of one run."""
-        feeds = self._open | gates | self.calibration.at(samples)
-        targets = {name: values[samples] for name, values in self.loss.targets.items()}
-        for name, values in targets.items():
+    def _run(
+        self, samples: np.ndarray, gates: dict[str, np.ndarray], cuts: Sequence[int] | np.ndarray = ()
+    ) -> np.ndarray:
+        """Losses `[samples]` of one run; `cuts` says where in it the next probe begins."""
+        rows = self.calibration.filled(samples)
+        feeds = self._open | gates | self.calibration.at(rows)
+        for name, values in self.loss.targets.items():
             if f"onnxprune.{name}" in self.inputs:
-                feeds[f"onnxprune.{name}"] = values.astype(np.float32)
+                target = values[rows[0]] if self.loss.stacked else values[rows]
+                feeds[f"onnxprune.{name}"] = np.asarray(target, np.float32)
         found = self.session.run(None, {name: value for name, value in feeds.items() if name in self.inputs})
         if self.loss.user is None:
-            return np.asarray(found[0], np.float64)
+            return np.asarray(found[0][: len(samples)], np.float64)
+        outputs = [value[None] if self.loss.stacked else value for value in found]
+        parts = np.split(np.arange(len(samples)), cuts)
+        return np.concatenate([self._user_losses(samples[part], [each[part] for each in outputs]) for part in parts])
+
+    def _user_losses(self, samples: np.ndarray, found: Sequence[np.ndarray]) -> np.ndarray:
+        """What the user's function says of these samples of one probe; a single number counts for each of them."""
+        assert self.loss.user is not None
+        targets = {name: values[samples] for name, values in self.loss.targets.items()}
         labels = None if self.calibration.labels is None else self.calibration.labels[samples]
-        outputs = dict(zip(self.loss.outputs, found, strict=True))
-        return np.atleast_1d(np.asarray(self.loss.user(outputs, targets, labels), np.float64))
+        said = np.asarray(self.loss.user(dict(zip(self.loss.outputs, found, strict=True)), targets, labels), np.float64)
+        if said.size != 1 and said.shape != samples.shape:
+            raise UsageError(
+                f"Expected of the loss one number for each of {len(samples)} samples, or one in all, "
+                f"found an array of shape {list(said.shape)}."
+            )
+        return np.broadcast_to(said.ravel(), samples.shape)
 
 
 def batch_first(couplings: Couplings, loss: Loss) -> bool:

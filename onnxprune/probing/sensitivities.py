@@ -110,8 +110,8 @@ def check_fit(scores: Sensitivities, couplings: Couplings, where: str) -> None:
         found = "no such group" if group is None else f"{group.size} channels"
         if group is None or group.size != len(entry.scores) or len(entry.stderr) != len(entry.scores):
             raise PlanError(
-                f"Scores in {where!r} do not fit this model: they give group {entry.name!r} {len(entry.scores)} scores, "
-                f"the model has {found}. Run `onnxprune sensitivity` again on this model."
+                f"Scores in {where!r} do not fit this model: they give group {entry.name!r} {len(entry.scores)} "
+                f"scores, the model has {found}. Run `onnxprune sensitivity` again on this model."
             )
         if not np.isfinite(entry.scores).all():
             raise PlanError(f"Scores in {where!r}: group {entry.name!r} has scores that are not finite. Measure again.")
