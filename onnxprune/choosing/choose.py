@@ -22,9 +22,10 @@ def choose(couplings: Couplings, scores: Sensitivities, targets: Targets, limits
     """
     The plan that removes as little as the targets allow.
 
-    Inside a group the channels of the smallest scores (in absolute value) go first. First every group gets the width that `ratio` and `threshold` ask for;
-    then channels go one after another until all upper bounds hold. Which group is next is decided by loss per cost when
-    the scores are losses, and evenly otherwise: raw scores of different groups are never compared.
+    Inside a group the channels of the smallest scores (in absolute value) go first. First every group gets the width
+    that `ratio` and `threshold` ask for; then channels go one after another until all upper bounds hold. Which group is
+    next is decided by loss per cost when the scores are losses, and evenly otherwise: raw scores of different groups
+    are never compared.
 
     Raises:
         TargetError: the bounds cannot be reached; the message names the least that can.
@@ -32,9 +33,7 @@ def choose(couplings: Couplings, scores: Sensitivities, targets: Targets, limits
         ModelError: nothing can be pruned.
     """
     limits = limits or Limits()
-    groups = limits.groups(couplings)
-    if not groups:
-        raise ModelError(nothing_to_prune(couplings, limits))
+    groups = groups_to_prune(couplings, limits)
     missing = [group.name for group in groups if not any(entry.name == group.name for entry in scores.groups)]
     if missing:
         raise PlanError(f"The scores say nothing about group {missing[0]!r}. Measure it, or leave it out with --skip.")
@@ -44,16 +43,33 @@ def choose(couplings: Couplings, scores: Sensitivities, targets: Targets, limits
     return plan_of(couplings, kept)
 
 
+def groups_to_prune(couplings: Couplings, limits: Limits) -> tuple[Group, ...]:
+    """
+    The groups that the limits leave.
+
+    Raises:
+        ModelError: there are none; the message says why.
+        UsageError: a glob matches nothing.
+    """
+    groups = limits.groups(couplings)
+    if not groups:
+        raise ModelError(nothing_to_prune(couplings, limits))
+    return groups
+
+
 def nothing_to_prune(couplings: Couplings, limits: Limits) -> str:
     """Why there is no group, in the user's words."""
+    if any(group.exact for group in couplings.groups):
+        left = ", ".join(repr(group.name) for group in couplings.groups[:6])
+        return f"Expected a group to prune, found none: --only and --skip leave none of {left}. Leave more."
     reasons = [f"{group.name!r}: {group.inexact.text}" for group in couplings.groups if group.inexact is not None]
     reasons += [f"{refusal.slices[0].tensor!r}: {refusal.reason.text}" for refusal in couplings.refusals]
     if not couplings.groups and not couplings.refusals:
         reasons.append("no operator that multiplies by weights was found")
-    chosen = " among those chosen by --only and --skip" if limits.only or limits.skip else ""
+    reasons = list(dict.fromkeys(reasons)) or ["no layer reads weights"]
     listed = "".join(f"\n  - {reason}" for reason in reasons[:8])
     more = f"\n  - and {len(reasons) - 8} more" if len(reasons) > 8 else ""
-    return f"Expected a group of channels to prune, found none{chosen}:{listed}{more}\nSee `onnxprune inspect`."
+    return f"Expected a group of channels to prune, found none:{listed}{more}\nSee `onnxprune inspect`."
 
 
 def best(scores: np.ndarray, count: int) -> np.ndarray:

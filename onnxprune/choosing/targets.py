@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,9 +41,10 @@ def amount(value: float | int | str | Amount, name: str) -> Amount:
     if isinstance(value, Amount):
         return value
     found = parsed_amount(value)
-    if found is None or not found.number > 0 or (found.is_share and found.number > 1):
+    if found is None or not 0 < found.number < math.inf or (found.is_share and found.number > 1):
         raise UsageError(
-            f"Expected for {name} a share such as 50% or 0.5, or an amount such as 200K, 5M or 1.5G, found {value!r}."
+            f"Expected for {name} a share up to 100% such as 50% or 0.5, or an amount such as 200K, 5M or 1.5G, "
+            f"found {value!r}."
         )
     return found
 
@@ -50,14 +52,13 @@ def amount(value: float | int | str | Amount, name: str) -> Amount:
 def parsed_amount(value: float | int | str) -> Amount | None:
     if not isinstance(value, str):
         return Amount(float(value), is_share=value <= 1)
-    matched = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|[KMG]?)B?\s*", value, re.IGNORECASE)
+    matched = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|[KMG]?B?)\s*", value, re.IGNORECASE)
     if matched is None:
         return None
     number, unit = float(matched[1]), matched[2].upper()
     if unit == "%":
         return Amount(number / 100, is_share=True)
-    absolute = bool(unit) or value.strip().upper().endswith("B") or number > 1
-    return Amount(number * UNITS[unit], is_share=not absolute)
+    return Amount(number * UNITS[unit.removesuffix("B")], is_share=not unit and number <= 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Targets:
                 amount(getattr(self, name), name)
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise UsageError(f"Expected a ratio of at least 0 and below 1, found {self.ratio}.")
-        if isinstance(self.threshold, str) and self.threshold not in ("median", "mean"):
+        if self.threshold not in (None, "median", "mean"):
             object.__setattr__(self, "threshold", threshold_number(self.threshold))
 
     @property
@@ -105,12 +106,15 @@ class Targets:
         return {name: (priced[name], amount(bound, name).of(priced[name].at({}))) for name, bound in given.items()}
 
 
-def threshold_number(text: str) -> float:
-    """The threshold as a number."""
+def threshold_number(value: float | str | None) -> float:
+    """The threshold as a finite number."""
     try:
-        return float(text)
+        number = float(value or 0)
     except ValueError:
-        raise UsageError(f"Expected a threshold of median, mean or a number, found {text!r}.") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"Expected a threshold of median, mean or a number, found {value!r}.")
+    return number
 
 
 @dataclass(frozen=True, slots=True)
