@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -25,32 +26,25 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
     The model as an immutable `Graph`.
 
     Args:
-        model: a path, the bytes of an ONNX file, or a ModelProto. Numbers in files beside the model are read from there.
+        model: a path, the bytes of an ONNX file, or a ModelProto. Numbers in files beside the model are read there.
         input_shapes: concrete shapes by input name, for models that only run at certain sizes; sizes the model fixes
             and the first axis (the batch) are not taken from it.
 
     Raises:
         ModelError: no such file, not an ONNX model, or ONNX Runtime cannot run it.
     """
-    path, raw = raw_bytes(model)
-    proto = model if isinstance(model, ModelProto) else parsed(raw, path)
-    digest, file_bytes = hashlib.sha256(raw), len(raw)
-    del raw
-    folder = str(path.parent) if path else ""
-    for tensor in external_tensors(proto):
-        load_external(tensor, folder, path)
-        digest.update(tensor.raw_data)
-        file_bytes += len(tensor.raw_data)
+    file = load(model)
+    proto, folder = file.model, str(file.path.parent) if file.path else ""
     inputs = tuple(ports_of(proto.graph))
     check_inputs(inputs)
     observed = observe_first(proto, inputs, input_shapes or {})
     constants = constants_of(proto.graph, folder)
     return Graph(
         model=proto,
-        sha256=digest.hexdigest(),
+        sha256=file.sha256,
         folder=folder,
-        path=path,
-        file_bytes=file_bytes,
+        path=file.path,
+        file_bytes=file.bytes,
         nodes=tuple(nodes_of(proto.graph)),
         inputs=inputs,
         outputs=tuple(ports_of(proto.graph, outputs=True)),
@@ -59,6 +53,34 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
         shapes={**observed.shapes, **{name: constant.shape for name, constant in constants.items()}},
         values=observed.values,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model with all its numbers; `sha256` and `bytes` are those of its file and of the numbers beside it."""
+
+    model: ModelProto
+    path: Path | None
+    sha256: str
+    bytes: int
+
+
+def load(model: Model) -> ModelFile:
+    """
+    The model before anything is known about it.
+
+    Raises:
+        ModelError: no such file, not an ONNX model, or its numbers are not there.
+    """
+    path, raw = raw_bytes(model)
+    proto = model if isinstance(model, ModelProto) else parsed(raw, path)
+    digest, size = hashlib.sha256(raw), len(raw)
+    del raw
+    for tensor in external_tensors(proto):
+        load_external(tensor, path)
+        digest.update(tensor.raw_data)
+        size += len(tensor.raw_data)
+    return ModelFile(proto, path, digest.hexdigest(), size)
 
 
 def raw_bytes(model: Model) -> tuple[Path | None, bytes]:
@@ -83,7 +105,9 @@ def parsed(raw: bytes, path: Path | None) -> ModelProto:
     try:
         proto = onnx.load_model_from_string(raw)
     except DecodeError:
-        raise ModelError(f"Expected an ONNX model in {where}, found something else. Export the model again.") from None
+        raise ModelError(
+            f"Expected an ONNX model in {where}, found something else or only a part of one. Export the model again."
+        ) from None
     if not proto.graph.node:
         raise ModelError(f"Expected an ONNX model in {where}, found no nodes in it. Export the model again.")
     return proto
@@ -105,7 +129,7 @@ def external_tensors(proto: ModelProto) -> Iterator[TensorProto]:
             yield tensor
 
 
-def load_external(tensor: TensorProto, folder: str, path: Path | None) -> None:
+def load_external(tensor: TensorProto, path: Path | None) -> None:
     """Bring the tensor's numbers into the model; a file outside the model's folder is refused by ONNX itself."""
     if path is None:
         raise ModelError(
@@ -113,7 +137,7 @@ def load_external(tensor: TensorProto, folder: str, path: Path | None) -> None:
             "Pass the model's path, so that the file can be found."
         )
     try:
-        load_external_data_for_tensor(tensor, folder or ".")
+        load_external_data_for_tensor(tensor, str(path.parent))
     except Exception as failure:  # a missing file, a short one, a path that leads outside: each has its own kind
         first = str(failure).splitlines()[0]
         raise ModelError(

@@ -76,7 +76,7 @@ def distance(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> 
     """Root of the summed squared difference over the root of the summed square of `one`, over all float outputs."""
     apart = size = 0.0
     for name, values in one.items():
-        if values.dtype.kind == "f" and name in other:
+        if values.dtype.kind == "f" and name in other and other[name].shape == values.shape:
             apart += float(np.square(values.astype(np.float64) - other[name].astype(np.float64)).sum())
             size += float(np.square(values, dtype=np.float64).sum())
     return float(np.sqrt(apart / size)) if size else 0.0
