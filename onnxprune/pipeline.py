@@ -7,26 +7,27 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import numpy as np
 from onnx import ModelProto
 
-from onnxprune.choosing.choose import choose
+from onnxprune.choosing.choose import choose, groups_to_prune
 from onnxprune.choosing.plan import Plan
 from onnxprune.choosing.targets import Amount, Bound, Limits, Targets, amount
 from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.errors import ModelError, TargetError, UsageError, VerificationError
 from onnxprune.probing.calibration import Calibration, Data, collected, describe, gather, given_shapes
 from onnxprune.probing.losses import Loss, LossName, UserLoss, outputs_of, prepare_loss
-from onnxprune.probing.probe import Progress, loss_of, probe
+from onnxprune.probing.probe import Progress, check_delta, loss_of, probe
 from onnxprune.probing.proxies import chances, magnitudes
-from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit
+from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit, load_scores
 from onnxprune.reading.read import Model, read
 from onnxprune.reporting.report import Comparison, Figures, GroupReport, Report
 from onnxprune.rewriting.rewrite import rewrite
 from onnxprune.rewriting.saving import check_target, save_model
 from onnxprune.verifying.measure import accuracy, distance, latency
-from onnxprune.verifying.verify import Verdict, verify
+from onnxprune.verifying.verify import verify
 
 DEFAULT_MACS = 0.7
 PROBE_SAMPLES = 256
@@ -78,14 +79,13 @@ class Clock:
 
 @dataclass(frozen=True)
 class Session:
-    """What every command works on: the couplings, the samples and the loss."""
+    """What every command works on: the couplings, the samples and the original's outputs for them."""
 
     couplings: Couplings
     calibration: Calibration
     outputs: Mapping[str, np.ndarray]
-    loss: Loss
-    judged_by: Loss
-    """Reported of both models: cross-entropy where there are labels that fit."""
+    judged_by: Loss | None
+    """The loss that is reported of both models; None where no output makes one."""
 
 
 def prune(
@@ -98,7 +98,7 @@ def prune(
     ratio: float | None = None,
     threshold: float | str | None = None,
     criterion: Criterion = "sensitivity",
-    scores: Sensitivities | None = None,
+    scores: Sensitivities | str | os.PathLike[str] | None = None,
     loss: LossName | UserLoss = "distance",
     labels: str = "labels",
     delta: float = 1.0,
@@ -126,7 +126,7 @@ def prune(
         ratio: share of channels to remove in every group, 0 to below 1.
         threshold: channels whose score is below it go: a number, "median" or "mean" of all scores.
         criterion: "sensitivity" (finite-difference loss probes), "magnitude" (Li et al. 2017) or "random".
-        scores: scores measured before; `criterion` is then theirs.
+        scores: scores measured before, or their JSON file; `criterion` is then theirs.
         loss: what probes measure. "distance" (default): KL to the model's own outputs for logits or probabilities, else
             their relative squared error. "auto": cross-entropy if integer labels fit an output, else the distance.
             "cross-entropy", "mse", "kl". Or a callable `loss(outputs, original_outputs, labels)` on dicts of arrays
@@ -149,13 +149,22 @@ def prune(
         targets = replace(targets, macs=DEFAULT_MACS)
         notes.append(f"No target was given: the target is {DEFAULT_MACS:.0%} of the MACs (--macs {DEFAULT_MACS:.0%}).")
     limits = Limits(tuple(only), tuple(skip), min_channels, multiple_of)
+    check_delta(delta)
+    if criterion not in get_args(Criterion):
+        raise UsageError(f"Expected a criterion among {', '.join(get_args(Criterion))}, found {criterion!r}.")
+    if probe_samples is not None and probe_samples < 1:
+        raise UsageError(f"Expected to probe on 1 sample or more, or on all (None), found {probe_samples}.")
     with clock.stage("read and couple"):
         arrays = collected(data)
         couplings = couple(read(model, input_shapes=given_shapes(arrays)))
-        groups = limits.groups(couplings)
+        groups = groups_to_prune(couplings, limits)
+        if isinstance(scores, str | os.PathLike):
+            scores = load_scores(scores, couplings)
     with clock.stage("run the original"):
-        session = open_session(couplings, arrays, loss=loss, labels=labels, seed=seed, threads=threads)
-    if session.calibration.synthetic:
+        judge: LossName | UserLoss = loss if callable(loss) else "auto"
+        session = open_session(couplings, arrays, judge=judge, labels=labels, seed=seed, threads=threads)
+    calibration = session.calibration
+    if calibration.synthetic:
         notes.append(
             "No calibration data: scores and checks use random inputs, so expect to lose more accuracy. Pass data."
         )
@@ -166,12 +175,11 @@ def prune(
             scores = magnitudes(couplings, groups)
         elif criterion == "random":
             scores = chances(couplings, groups, seed)
-        elif criterion == "sensitivity":
-            few = session.calibration if probe_samples is None else session.calibration.first(probe_samples)
-            probed = session.loss.first(len(few))
-            scores = probe(couplings, few, probed, groups=groups, delta=delta, threads=threads, progress=progress)
         else:
-            raise UsageError(f"Expected a criterion among sensitivity, magnitude and random, found {criterion!r}.")
+            probed = prepare_loss(couplings.graph, calibration, loss, reference=session.outputs)
+            few = calibration if probe_samples is None else calibration.first(probe_samples)
+            probed = probed.first(len(few))
+            scores = probe(couplings, few, probed, groups=groups, delta=delta, threads=threads, progress=progress)
     with clock.stage("choose and rewrite"):
         plan, pruned = planned(couplings, scores, targets, limits)
     settings: dict[str, str | float | int | None] = {
@@ -181,7 +189,7 @@ def prune(
         "ratio": ratio,
         "threshold": threshold,
         "criterion": scores.criterion,
-        "loss": session.loss.name,
+        "loss": scores.loss or None,
         "delta": scores.delta,
         "probe samples": scores.samples,
         "seed": seed,
@@ -213,10 +221,11 @@ def apply(
         arrays = collected(data)
         couplings = couple(read(model, input_shapes=given_shapes(arrays)))
         plan.kept(couplings)
-    session = open_session(couplings, arrays, loss=loss, labels=labels, seed=seed, threads=threads)
+    judge: LossName | UserLoss = loss if callable(loss) else "auto"
+    session = open_session(couplings, arrays, judge=judge, labels=labels, seed=seed, threads=threads)
     with clock.stage("choose and rewrite"):
         pruned = rewrite(couplings, plan)
-    settings: dict[str, str | float | int | None] = {"criterion": "plan", "loss": session.loss.name, "seed": seed}
+    settings: dict[str, str | float | int | None] = {"criterion": "plan", "seed": seed}
     return finished(session, plan, pruned, None, settings, [], clock, threads)
 
 
@@ -224,34 +233,52 @@ def open_session(
     couplings: Couplings,
     data: Data | None,
     *,
-    loss: LossName | UserLoss,
+    judge: LossName | UserLoss,
     labels: str,
     seed: int,
     threads: int,
 ) -> Session:
-    """The samples, the original's outputs for them, and the loss."""
+    """The samples, the original's outputs for them, and the loss to report."""
     calibration = gather(couplings.graph, data, labels=labels, seed=seed).first(MEASURED_SAMPLES)
     outputs = outputs_of(couplings.graph.model, calibration, threads=threads)
-    probed = prepare_loss(couplings.graph, calibration, loss, reference=outputs)
-    judge = probed if callable(loss) else prepare_loss(couplings.graph, calibration, "auto", reference=outputs)
-    return Session(couplings, calibration, outputs, probed, judge)
+    try:
+        judged_by = prepare_loss(couplings.graph, calibration, judge, reference=outputs)
+    except UsageError:
+        if judge != "auto":
+            raise
+        return Session(couplings, calibration, outputs, None)
+    return Session(couplings, calibration, outputs, judged_by)
+
+
+def notes_on(session: Session, plan: Plan) -> Iterator[str]:
+    """What a user should know of a run besides its figures."""
+    labels, judge = session.calibration.labels, session.judged_by
+    if labels is not None and (judge is None or judge.name in ("kl", "mse")):
+        yield (
+            f"The labels ({labels.dtype} {list(labels.shape)}) are not used: "
+            "they are not integers, one class number per sample, that fit an output."
+        )
+    if not plan.removed:
+        yield "Nothing was removed: the targets hold already."
 
 
 def planned(couplings: Couplings, scores: Sensitivities, targets: Targets, limits: Limits) -> tuple[Plan, ModelProto]:
     """The plan and its model; where the file comes out larger than its bound, a smaller one is planned."""
-    asked = targets
+    plan = choose(couplings, scores, targets, limits)
+    pruned = rewrite(couplings, plan)
+    if targets.size is None:
+        return plan, pruned
+    bound = aimed = amount(targets.size, "size").of(couplings.costs.bytes.at({}))
     for _ in range(5):
-        plan = choose(couplings, scores, asked, limits)
-        pruned = rewrite(couplings, plan)
-        if targets.size is None or asked.size is None:
-            return plan, pruned
-        original = couplings.costs.bytes.at({})
-        bound = amount(targets.size, "size").of(original)
         excess = pruned.ByteSize() - bound
         if excess <= 0:
             return plan, pruned
-        aimed = amount(asked.size, "size").of(original)
-        asked = replace(asked, size=Amount(aimed - excess, is_share=False))
+        aimed -= excess
+        try:
+            plan = choose(couplings, scores, replace(targets, size=Amount(aimed, is_share=False)), limits)
+        except TargetError:
+            break
+        pruned = rewrite(couplings, plan)
     raise TargetError(
         f"Expected a file of at most {bound:,.0f} bytes, the smallest found has {pruned.ByteSize():,}. Ask for less."
     )
@@ -284,7 +311,7 @@ def finished(
             format="onnxprune-report",
             version=1,
             settings=settings,
-            loss_name=session.judged_by.name,
+            loss_name=session.judged_by.name if session.judged_by else "",
             original=figures(session, couplings.graph.model, couplings.graph.file_bytes, session.outputs, threads),
             pruned=figures(session, pruned, pruned.ByteSize(), after, threads, plan=plan),
             latency=timed,
@@ -292,7 +319,7 @@ def finished(
             groups=tuple(GroupReport(group.name, group.size, len(group.kept)) for group in plan.groups if group.exact),
             skipped={group.name: group.inexact.text for group in couplings.groups if group.inexact is not None},
             verdict=verdict,
-            notes=tuple(notes),
+            notes=(*notes, *notes_on(session, plan)),
             seconds=clock.seconds,
         )
     return PruneResult(pruned, plan, report, scores, couplings)
@@ -325,13 +352,12 @@ def compare(
             f"{interface_text(first)} and {interface_text(second)}. Compare a model with one pruned from it."
         )
     with clock.stage("measure"):
-        session = open_session(first, arrays, loss=loss, labels=labels, seed=seed, threads=threads)
-        session = session if callable(loss) else replace(session, judged_by=session.loss)
+        session = open_session(first, arrays, judge=loss, labels=labels, seed=seed, threads=threads)
         other = replace(session, couplings=second)
         models = first.graph.model, second.graph.model
         after = outputs_of(second.graph.model, session.calibration, threads=threads)
         return Comparison(
-            loss_name=session.judged_by.name,
+            loss_name=session.judged_by.name if session.judged_by else "",
             original=figures(session, models[0], first.graph.file_bytes, session.outputs, threads),
             pruned=figures(other, models[1], second.graph.file_bytes, after, threads),
             latency=latency(models, session.calibration, threads=threads),
@@ -356,15 +382,15 @@ def figures(
     plan: Plan | None = None,
 ) -> Figures:
     """The model in numbers; costs are read off the polynomials."""
-    couplings = session.couplings
+    couplings, judge = session.couplings, session.judged_by
     kept = plan.kept(couplings) if plan else {}
     widths = {dim: len(stay) for dim, stay in kept.items()}
     return Figures(
         macs=couplings.costs.macs.at(widths),
         params=couplings.costs.params.at(widths),
         bytes=size,
-        loss=loss_of(couplings, session.calibration, session.judged_by, model=model, threads=threads),
-        accuracy=accuracy(outputs, session.judged_by, session.calibration.labels),
+        loss=loss_of(couplings, session.calibration, judge, model=model, threads=threads) if judge else None,
+        accuracy=accuracy(outputs, judge, session.calibration.labels) if judge else None,
     )
 
 

@@ -17,7 +17,7 @@ from onnxprune.verifying.verify import Verdict
 
 @dataclass(frozen=True, config=STRICT)
 class Figures:
-    """One model in numbers: MACs of one sample, float parameters, bytes, loss, and accuracy where labels fit (0 to 1)."""
+    """One model in numbers: MACs of one sample, float parameters, bytes, loss, accuracy (0 to 1) where labels fit."""
 
     macs: float
     params: float
@@ -41,8 +41,8 @@ class Report:
     What one pruning did.
 
     `settings` are the options that decided it, `notes` what a user should know, `skipped` the inexact groups that were
-    left alone with the reason, `seconds` the time of each stage. `distance` is the relative distance of all outputs from
-    the original's. `loss_name` names the loss in the figures.
+    left alone with the reason, `seconds` the time of each stage. `distance` is the relative distance of the outputs
+    from the original's. `loss_name` names the loss in the figures.
     """
 
     format: Literal["onnxprune-report"]
