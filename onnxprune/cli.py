@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import onnxprune
+from onnxprune.choosing.choose import groups_to_prune
 from onnxprune.choosing.plan import load_plan
 from onnxprune.choosing.targets import Limits
 from onnxprune.coupling.couple import couple
@@ -21,15 +23,15 @@ from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.pipeline import PROBE_SAMPLES, PruneResult, compare, prune
 from onnxprune.pipeline import apply as apply_plan
 from onnxprune.probing.calibration import collected, gather, given_shapes
-from onnxprune.probing.probe import probe
-from onnxprune.probing.sensitivities import load_scores
-from onnxprune.reading.read import read
+from onnxprune.probing.probe import check_delta, probe
+from onnxprune.reading.read import load, read
 from onnxprune.reporting import tables
 from onnxprune.reporting.inspection import inspect as inspect_couplings
-from onnxprune.rewriting.saving import check_target, save_model, write_whole
+from onnxprune.rewriting.saving import check_target, is_same, is_special, save_model, write_whole
 from onnxprune.verifying.verify import verify
 
 DEFAULT_COMMAND = "prune"
+NATURAL = click.IntRange(min=0)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -39,7 +41,7 @@ class DefaultGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the default command in front where none is named."""
-        if args and args[0] not in self.commands and args[0] not in ("--help", "--version"):
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help", "--version"):
             args = [DEFAULT_COMMAND, *args]
         return super().parse_args(ctx, args or ["--help"])
 
@@ -81,7 +83,7 @@ def fail(message: str, code: int) -> None:
 @click.version_option(onnxprune.__version__, prog_name="onnxprune")
 def main() -> None:
     """
-    Prune an ONNX model: measure what each channel, neuron and attention head matters, remove the least, prove the result.
+    Prune an ONNX model: measure what each channel, neuron and head matters, remove the least, prove the result.
 
     `onnxprune IN OUT` prunes the model IN and writes OUT; the options below belong to it.
     """
@@ -93,8 +95,10 @@ def data_options(function: Function) -> Function:
         (
             click.option("--data", type=click.Path(), help="Samples: an .npz with an array for each input."),
             click.option("--labels", default="labels", show_default=True, help="Name of the array with the labels."),
-            click.option("--seed", default=0, show_default=True, help="Seed of everything random."),
-            click.option("--threads", default=0, help="Threads of ONNX Runtime; 0 leaves the choice to it."),
+            click.option("--seed", type=NATURAL, default=0, show_default=True, help="Seed of everything random."),
+            click.option(
+                "--threads", type=NATURAL, default=0, help="Threads of ONNX Runtime; 0 leaves the choice to it."
+            ),
             click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors."),
         )
     ):
@@ -163,6 +167,7 @@ def prune_command(
     source: str,
     target: str,
     scores: str | None,
+    data: str | None,
     probe_samples: str,
     plan: str | None,
     json_file: str | None,
@@ -170,12 +175,10 @@ def prune_command(
     **options: Any,
 ) -> None:
     """Prune the model IN and write OUT."""
-    files = [(target, True), (plan, False), (json_file, False)]
-    check_files(source, files)
-    if scores is not None:
-        options["scores"] = load_scores(scores, couple(read(source)))
+    check_files(read=(source, data, scores), written=(target, plan, json_file))
+    count = sample_count(probe_samples)
     with progress_bar(quiet) as progress:
-        result = prune(source, progress=progress, probe_samples=sample_count(probe_samples), **options)
+        result = prune(source, data, scores=scores, progress=progress, probe_samples=count, **options)
     write_result(result, target, plan, json_file)
     show_result(result, target, quiet)
 
@@ -190,7 +193,7 @@ def apply_command(
     source: str, target: str, plan: str, json_file: str | None, quiet: bool, data: str | None, **options: Any
 ) -> None:
     """Prune IN as the plan says, bit for bit, check it, and write OUT."""
-    check_files(source, [(target, True), (json_file, False)])
+    check_files(read=(source, data, plan), written=(target, json_file))
     with progress_bar(quiet) as progress:
         result = apply_plan(source, load_plan(plan), data, progress=progress, **options)
     write_result(result, target, None, json_file)
@@ -240,13 +243,14 @@ def sensitivity_command(
     quiet: bool,
 ) -> None:
     """Measure, by closing gates, how much the loss changes with each channel of IN."""
-    check_files(source, [(output, True)])
+    check_files(read=(source, data), written=(output,))
+    check_delta(delta)
     count = sample_count(probe_samples)
     arrays = collected(data)
     couplings = couple(read(source, input_shapes=given_shapes(arrays)))
+    groups = groups_to_prune(couplings, Limits(only, skip))
     samples = gather(couplings.graph, arrays, labels=labels, seed=seed)
     samples = samples if count is None else samples.first(count)
-    groups = Limits(only, skip).groups(couplings)
     with progress_bar(quiet) as progress:
         scores = probe(couplings, samples, loss, groups=groups, delta=delta, threads=threads, progress=progress)
     write_whole(Path(output), scores.to_json().encode())
@@ -276,7 +280,7 @@ def verify_command(
     arrays = collected(data)
     couplings = couple(read(original, input_shapes=given_shapes(arrays)))
     samples = gather(couplings.graph, arrays, labels=labels, seed=seed)
-    verdict = verify(couplings, load_plan(plan), read(pruned).model, samples)
+    verdict = verify(couplings, load_plan(plan), load(pruned).model, samples)
     if as_json:
         click.echo(verdict.to_json(), nl=False)
     elif not quiet:
@@ -300,13 +304,15 @@ def compare_command(original: str, pruned: str, as_json: bool, quiet: bool, data
         stdout_console().print(tables.comparison_table(found))
 
 
-def check_files(source: str, targets: list[tuple[str | None, bool]]) -> None:
-    """Refuse, before any work, files that could not be written."""
-    named = [name for name, _ in targets if name is not None]
-    if len({Path(name).absolute() for name in named}) < len(named):
-        raise UsageError(f"Two of the files to write have one name: {', '.join(named)}. Name them apart.")
-    for name in named:
-        check_target(name, source=Path(source))
+def check_files(*, read: Sequence[str | None], written: Sequence[str | None]) -> None:
+    """Refuse, before any work, files that could not be written, that are read as well, or that are one and the same."""
+    named = [Path(name) for name in written if name is not None]
+    for path in named:
+        for source in read:
+            check_target(path, source=Path(source) if source is not None else None)
+    for one, other in itertools.combinations(named, 2):
+        if is_same(one, other) and not is_special(one):
+            raise UsageError(f"Expected different files to write to, found {str(one)!r} twice. Name them apart.")
 
 
 def sample_count(text: str) -> int | None:
@@ -334,8 +340,9 @@ def show_result(result: PruneResult, target: str, quiet: bool) -> None:
     for note in result.report.notes:
         click.echo(f"Note: {note}", err=True)
     console = stdout_console()
-    console.print(tables.group_table(result.report.groups))
-    console.print()
+    if result.plan.removed:
+        console.print(tables.group_table(result.report.groups))
+        console.print()
     console.print(tables.summary_table(result.report))
     verdict = result.report.verdict
     console.print(

@@ -21,6 +21,9 @@ def save_model(model: ModelProto, path: str | os.PathLike[str]) -> None:
     Write the model; a model over 2 GB gets its weights in `<name>.data` beside it.
 
     The file is written under another name in the same folder and renamed when it is whole.
+
+    Raises:
+        UsageError: the file cannot be written.
     """
     target = Path(path)
     if model.ByteSize() <= INLINE_BYTES:
@@ -39,16 +42,28 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in its place."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """Let `write` fill a temporary file beside `path`, then put it in its place; a device or pipe is written to."""
     try:
-        write(temporary)
-        temporary.chmod(0o666 & ~current_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        if is_special(path):
+            write(path)
+            return
+        path = path.resolve()
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o666 & ~current_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as failure:
+        raise UsageError(f"Cannot write {str(path)!r}: {failure.strerror or failure}. Choose another place.") from None
+
+
+def is_special(path: Path) -> bool:
+    """Is it there, but no file or folder: a device such as /dev/null, or a pipe?"""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def current_umask() -> int:
@@ -59,18 +74,35 @@ def current_umask() -> int:
 
 def check_target(path: str | os.PathLike[str], *, source: Path | None) -> None:
     """
-    Refuse, before any work is done, a path that could not be written or that is the input.
+    Refuse, before any work is done, a path that could not be written or that is an input.
 
     Raises:
-        UsageError: the folder is missing or not writable, the path is a folder, or it is the model that is read.
+        UsageError: the folder is missing or not writable, the path is a folder, or it is the file that is read.
     """
     target = Path(path)
-    if source is not None and (target == source or (target.exists() and source.exists() and target.samefile(source))):
-        raise UsageError(f"The output {str(target)!r} is the input itself, which is never touched. Name another file.")
+    try:
+        check_place(target, source)
+    except OSError as failure:
+        raise UsageError(
+            f"Cannot write {str(target)!r}: {failure.strerror or failure}. Choose another place."
+        ) from None
+
+
+def check_place(target: Path, source: Path | None) -> None:
+    """As `check_target`; what the system refuses comes as OSError."""
+    if source is not None and is_same(target, source):
+        raise UsageError(f"The output {str(target)!r} is an input, and inputs are never touched. Name another file.")
     if target.is_dir():
         raise UsageError(f"Expected a file name to write to, found the folder {str(target)!r}. Name a file in it.")
-    folder = target.parent
+    if is_special(target):
+        return
+    folder = target.resolve().parent
     if not folder.is_dir():
-        raise UsageError(f"Cannot write {str(target)!r}: there is no folder {str(folder)!r}. Make it first.")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"Cannot write {str(target)!r}: the folder {str(folder)!r} is not writable. Choose another.")
+        raise UsageError(f"Cannot write {str(target)!r}: there is no folder {str(target.parent)!r}. Make it first.")
+    with tempfile.TemporaryFile(dir=folder):  # what the permissions say is not all: disks are full or read-only
+        pass
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Do both paths lead to one file, there or yet to be written?"""
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
