@@ -144,25 +144,31 @@ def observe(model: ModelProto, ports: Sequence[Port], input_shapes: Mapping[str,
 
 
 def without_weights(model: ModelProto) -> ModelProto:
-    """The same graph, each large weight made at run time as zeros of its shape; small ones as they are."""
-    bare = ModelProto()
-    bare.ir_version = model.ir_version
-    bare.opset_import.extend(model.opset_import)
-    bare.functions.extend(model.functions)
+    """The same graph, each large weight made at run time, when it is needed, as zeros; small ones as they are."""
+    bare = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     graph = bare.graph
     graph.name = model.graph.name or "structure"
     weights = {tensor.name for tensor in model.graph.initializer}
     graph.input.extend(port for port in model.graph.input if port.name not in weights)
-    for tensor in model.graph.initializer:
-        graph.node.extend(zeros_like(tensor, tensor.name, graph)) if large(tensor) else graph.initializer.append(tensor)
+    graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    waiting = {tensor.name: tensor for tensor in model.graph.initializer if large(tensor)}
+    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name not in waiting)
+    data = {port.name for port in graph.input}
     for node in model.graph.node:
         held = constant_tensor(node)
         if held is not None and large(held):
-            graph.node.extend(zeros_like(held, node.output[0], graph))
-        else:
-            graph.node.append(node)
-    if model.graph.sparse_initializer:
-        graph.sparse_initializer.extend(model.graph.sparse_initializer)
+            waiting[node.output[0]] = held
+            continue
+        has_body = any(attribute.HasField("g") for attribute in node.attribute)
+        needed = list(waiting) if has_body else [name for name in dict.fromkeys(node.input) if name in waiting]
+        source = next((name for name in node.input if name in data), None)
+        for name in needed:
+            graph.node.extend(zeros_like(waiting.pop(name), name, source, graph))
+        graph.node.append(node)
+        if held is None and (source is not None or has_body):
+            data.update(name for name in node.output if name)
+    for name, tensor in waiting.items():
+        graph.node.extend(zeros_like(tensor, name, None, graph))
     return bare
 
 
@@ -172,10 +178,23 @@ def large(tensor: TensorProto) -> bool:
     return int(np.prod(tensor.dims, dtype=np.int64)) > KEPT_ELEMENTS and tensor.data_type not in index_types
 
 
-def zeros_like(tensor: TensorProto, name: str, graph: GraphProto) -> list[NodeProto]:
-    """A node that makes zeros of the tensor's shape and type under the tensor's name."""
-    dims = numpy_helper.from_array(np.array(tensor.dims, np.int64), f"onnxprune.dims.{name}")
-    graph.initializer.append(dims)
+def zeros_like(tensor: TensorProto, name: str, source: str | None, graph: GraphProto) -> list[NodeProto]:
+    """
+    Nodes that make zeros of the tensor's shape and type under the tensor's name.
+
+    A detour over `source`, which the weight's reader needs too, keeps the runtime from making all weights at once.
+    """
+    dims, nothing, nodes = f"onnxprune.dims.{name}", "onnxprune.nothing", []
+    graph.initializer.append(numpy_helper.from_array(np.array(tensor.dims, np.int64), dims))
+    if source is not None:
+        if all(known.name != nothing for known in graph.initializer[:1]):
+            graph.initializer.insert(0, numpy_helper.from_array(np.array(0, np.int64), nothing))
+        nodes += [
+            helper.make_node("Size", [source], [f"{dims}.size"]),
+            helper.make_node("Mul", [f"{dims}.size", nothing], [f"{dims}.nothing"]),
+            helper.make_node("Add", [dims, f"{dims}.nothing"], [f"{dims}.late"]),
+        ]
+        dims = f"{dims}.late"
     dtype: Any = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     zero = numpy_helper.from_array(np.zeros(1, dtype))
-    return [helper.make_node("ConstantOfShape", [dims.name], [name], value=zero)]
+    return [*nodes, helper.make_node("ConstantOfShape", [dims], [name], value=zero)]
