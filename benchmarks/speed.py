@@ -3,9 +3,9 @@ How long analysis and rewriting take, and how much memory, on ResNet-50, BERT-ba
 
     python benchmarks/speed.py
 
-Each model is filled with seeded weights, then a fresh process inspects it and another one prunes it by magnitude. Times are
-wall seconds: of the whole process with its imports, and of rewriting alone; memory is the peak of resident memory over the
-size of the file (read from /proc, so on Linux only).
+Each model is filled with seeded weights, then a fresh process inspects it and another one prunes it by magnitude.
+Times are wall seconds: of the whole process with its imports, and of rewriting alone; memory is the peak of resident
+memory over the size of the file (read from /proc, so on Linux only).
 """
 
 from __future__ import annotations

@@ -347,7 +347,7 @@ def show_result(result: PruneResult, target: str, quiet: bool) -> None:
     verdict = result.report.verdict
     console.print(
         f"\nVerified on {verdict.samples} samples: equals the original with the removed slices set to zero "
-        f"(largest relative difference {verdict.difference:.1e}). Written to {target}",
+        f"({verdict.equality}). Written to {target}",
         highlight=False,
         soft_wrap=True,
     )

@@ -16,7 +16,7 @@ from onnxprune.rules.operation import Op, Tensor
 from onnxprune.rules.registry import facts_of, refuse
 
 SHARED_ELEMENTS = 1024
-"""A constant with fewer elements, or with one axis, is typed at each use by itself: sharing it is an exporter's thrift."""
+"""A constant with fewer elements, or with one axis, is typed at each use: sharing it is an exporter's thrift."""
 
 F = TypeVar("F")
 

@@ -1,8 +1,8 @@
 """
 Solving equations between dimension types.
 
-The solver keeps, for every Dim, what it is bound to, and for every unbound Dim why it may not shrink, if so. What cannot
-be brought to a common form is frozen with a reason, so a solution always exists.
+The solver keeps, for every Dim, what it is bound to, and for every unbound Dim why it may not shrink, if so. What
+cannot be brought to a common form is frozen with a reason, so a solution always exists.
 """
 
 from __future__ import annotations

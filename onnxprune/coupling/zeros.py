@@ -1,8 +1,9 @@
 """
 Where the zeroed model is zero: the base of the word *exact*.
 
-Zeroing a removed position of every initializer equals removing it when each sum that runs over the position gets a zero
-term from it, and nothing divides by those zeros. This follows zeros from the initializers through the graph, by what the rules say.
+Zeroing a removed position of every initializer equals removing it when each sum that runs over the position gets a
+zero term from it, and nothing divides by those zeros. This follows zeros from the initializers through the graph, by
+what the rules say.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Observation:
 def session_for(
     model: ModelProto | bytes | str, *, optimized: bool = True, threads: int = 0, keep_memory: bool = True
 ) -> ort.InferenceSession:
-    """An ONNX Runtime CPU session, silent unless something fails; without `keep_memory` it frees what it can at once."""
+    """An ONNX Runtime CPU session, silent unless something fails; without `keep_memory` it frees what it can."""
     options = ort.SessionOptions()
     if not keep_memory:
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False

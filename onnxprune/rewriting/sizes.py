@@ -3,8 +3,8 @@ Keep every size that the graph stores or computes true to the new widths.
 
 Two kinds of numbers are looked at: those that a rule says hold a width (a Reshape's shape, a group count), which must
 follow it, and those computed from shapes that any other node reads (an attention scale from the head's width), which
-must stay what they were. What the rewritten graph would compute is compared with what is demanded, at several settings of
-the dynamic sizes; a difference is mended in the constant it came from, or else by a factor.
+must stay what they were. What the rewritten graph would compute is compared with what is demanded, at several settings
+of the dynamic sizes; a difference is mended in the constant it came from, or else by a factor.
 """
 
 from __future__ import annotations
@@ -47,17 +47,14 @@ class Sizes:
         self.measured = {fact.output.name: fact for _, fact in facts_where(couplings.typing, Measured)}
         self.copied = {fact.output.name: fact for _, fact in facts_where(couplings.typing, Copied)}
         self.computed = frozenset(self._computed())
-        self.settings: tuple[Mapping[str, Shape], ...] = (self.graph.shapes,)
-        self.before: tuple[Mapping[str, np.ndarray], ...] = ()
-        self.after: tuple[Mapping[str, np.ndarray], ...] = ()
 
     def _computed(self) -> Iterator[str]:
         """Tensors computed from constants and shapes alone that lose no positions themselves."""
         for one in self.couplings.typing.stated:
             outputs = [name for name in one.op.node.outputs if name]
-            if all(name in self.couplings.typing.knowable for name in outputs):
-                if not any(self.shrinks(result) for result in one.op.results):
-                    yield from (name for name in outputs if name not in self.graph.constants)
+            follow = all(name in self.couplings.typing.knowable for name in outputs)
+            if follow and not any(self.shrinks(result) for result in one.op.results):
+                yield from (name for name in outputs if name not in self.graph.constants)
 
     def shrinks(self, tensor: Tensor) -> bool:
         """Does the tensor lose positions?"""
@@ -133,7 +130,6 @@ class Candidate:
 
 def demanded_inputs(sizes: Sizes) -> Iterator[Candidate]:
     """Inputs that store a width that changes, and inputs computed from shapes that other nodes read."""
-    graph = sizes.graph
     sized = frozenset(derived_from_shapes(sizes))
     for one in sizes.couplings.typing.stated:
         op = one.op

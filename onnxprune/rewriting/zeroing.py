@@ -11,7 +11,7 @@ from onnxprune.rewriting.slicing import install, with_zeros
 
 
 def zeroed(couplings: Couplings, kept: Kept) -> ModelProto:
-    """The original model, same shapes, with every slice that `kept` removes set to zero; divisors keep their numbers."""
+    """The original, same shapes, with every slice that `kept` removes set to zero; divisors keep their numbers."""
     draft = Draft(couplings.graph)
     install(draft, couplings, kept, with_zeros)
     return draft.finish(lambda name: None)

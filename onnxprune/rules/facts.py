@@ -48,8 +48,8 @@ class Stores:
     An attribute (`place` is its name) or an input (`place` is its index) holds the width of `size` at `element`.
 
     `element` is None for a scalar attribute. The stored number is `sign` times the width. A stored value that is
-    something else already (0, -1, "to the end") stays as it is. Where nothing is stored, equal widths are meant; as soon
-    as they differ they are written down, in place of the attribute `replaces`.
+    something else already (0, -1, "to the end") stays as it is. Where nothing is stored, equal widths are meant; as
+    soon as they differ they are written down, in place of the attribute `replaces`.
     """
 
     place: str | int
@@ -75,7 +75,7 @@ class AllOf:
 
 @dataclass(frozen=True, slots=True)
 class HoldersOf:
-    """A position is zero when it is zero in each of these tensors that has such a position; one that none has is zero."""
+    """A position is zero when it is zero in each of these tensors that has it; one that none has is zero."""
 
     terms: tuple[Tensor, ...]
 

@@ -83,7 +83,7 @@ def summed(letters_of: list[list[str]], result: list[str]) -> list[tuple[int, ..
 
 
 def letters(equation: str, operands: tuple[Tensor, ...], y: Tensor) -> tuple[list[list[str]], list[str]]:
-    """The index names of each operand's axes and of the output's; an ellipsis gives names "0", "1" ... from the right."""
+    """The index names of each operand's axes and of the output's; those of an ellipsis are "0", "1" from the right."""
     left, _, right = equation.replace(" ", "").partition("->")
     sides = [spelled(side, operand.rank) for side, operand in zip(left.split(","), operands, strict=True)]
     if "->" in equation:
