@@ -267,7 +267,7 @@ def not_finite(where: str, array: np.ndarray) -> Iterator[str]:
     """A complaint about numbers that are none."""
     bad = int((~np.isfinite(array)).sum()) if array.dtype.kind == "f" else 0
     if bad:
-        yield f"{where}: NaN or infinite in {bad} of {array.size:,} places"
+        yield f"{where}: NaN or infinite in {bad:,} of {array.size:,} places"
 
 
 def fits(declared: tuple[int | str | None, ...], shape: tuple[int, ...]) -> bool:
