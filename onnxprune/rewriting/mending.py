@@ -1,0 +1,181 @@
+"""
+Mend the sizes that a rewritten graph would compute wrongly.
+
+What an input would hold is compared with what it must, at several settings of the dynamic sizes. A difference is mended
+in the constant it came from, or else by a constant factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from onnxprune.errors import ModelError
+from onnxprune.reading.graph import Graph, Node, Shape
+from onnxprune.reading.observing import observe
+from onnxprune.rewriting.editing import Draft
+from onnxprune.rewriting.shape_graph import ShapeGraph
+from onnxprune.rewriting.widths import Sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An input whose numbers may have to change: a factor for each flat element."""
+
+    node: Node
+    index: int
+    factors: tuple[Fraction, ...] | None
+
+
+class Mender:
+    """Compares what inputs would hold with what they must, and mends the difference."""
+
+    def __init__(self, sizes: Sizes, draft: Draft, candidates: Sequence[Candidate]) -> None:
+        self.sizes = sizes
+        self.graph = sizes.graph
+        self.draft = draft
+        self.candidates = candidates
+        self.shape_graph = ShapeGraph(sizes, [c.node.inputs[c.index] for c in candidates])
+        settings = [self.graph.shapes, *(other_settings(self.graph) if self.shape_graph.needed else ())]
+        self.before = tuple(self.shape_graph.run(shapes, new=False) for shapes in settings)
+        self.after = tuple(self.shape_graph.run(shapes, new=True) for shapes in settings)
+        self.made: dict[tuple[str, bytes], str] = {}
+
+    def mend_all(self) -> None:
+        """Let every input find the numbers it must."""
+        for candidate in self.candidates:
+            name = candidate.node.inputs[candidate.index]
+            wanted = tuple(scaled(values[name], candidate.factors) for values in self.before)
+            new_name = self.mend(name, wanted, alone=True)
+            if new_name != name:
+                self.draft.read_instead(candidate.node.position, candidate.index, new_name)
+
+    def mend(self, name: str, wanted: tuple[np.ndarray, ...], *, alone: bool) -> str:
+        """
+        The name of a tensor that holds the wanted numbers at every setting: `name` itself if it does.
+
+        It may be changed in place when it has one reader and all behind that reader want the change (`alone`).
+        """
+        found = tuple(values[name] for values in self.after)
+        if all(np.array_equal(one, other) for one, other in zip(found, wanted, strict=True)):
+            return name
+        key = (name, b"|".join(numbers.tobytes() for numbers in wanted))
+        if key not in self.made:
+            alone = alone and self._has_one_reader(name)
+            self.made[key] = self._mended(name, found, wanted, alone=alone)
+        return self.made[key]
+
+    def _has_one_reader(self, name: str) -> bool:
+        seen_outside = name in self.graph.captured or any(port.name == name for port in self.graph.outputs)
+        return len(self.graph.readers.get(name, ())) == 1 and not seen_outside
+
+    def _mended(self, name: str, found: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...], *, alone: bool) -> str:
+        constant = self.graph.constants.get(name)
+        if constant is not None:
+            if alone:
+                self.draft.change(name, wanted[0])
+                return name
+            return self._new_constant(name, wanted[0])
+        maker = self.graph.makers[name]
+        if name in self.sizes.copied:
+            return self._mended_copy(name, maker, wanted, alone=alone)
+        if all(np.array_equal(numbers, wanted[0]) for numbers in wanted[1:]):
+            return self._new_constant(name, wanted[0])
+        return self._scaled(name, maker, found, wanted)
+
+    def _new_constant(self, name: str, numbers: np.ndarray) -> str:
+        constant = self.graph.constants.get(name)
+        new_name = self.draft.fresh(f"{name}.pruned")
+        self.draft.add(new_name, numbers, constant.tensor if constant else None)
+        return new_name
+
+    def _mended_copy(self, name: str, maker: Node, wanted: tuple[np.ndarray, ...], *, alone: bool) -> str:
+        """Mend the inputs that the elements were copied from, and copy from those."""
+        sources = self.sizes.copied[name].sources
+        inputs: dict[int, str] = {}
+        for index in sorted({index for index, _ in sources}):
+            source = maker.inputs[index]
+            demanded = [np.array(values[source]) for values in self.after]
+            for numbers, target in zip(demanded, wanted, strict=True):
+                flat = numbers.reshape(-1)
+                for element, (from_index, from_element) in enumerate(sources):
+                    if from_index == index:
+                        flat[from_element] = target.reshape(-1)[element]
+            new_source = self.mend(source, tuple(demanded), alone=alone)
+            if new_source != source:
+                inputs[index] = new_source
+        if alone:
+            for index, source in inputs.items():
+                self.draft.read_instead(maker.position, index, source)
+            return name
+        new_name = self.draft.fresh(f"{name}.pruned")
+        self.draft.copy_behind(maker.position, inputs, maker.outputs.index(name), new_name)
+        return new_name
+
+    def _scaled(self, name: str, maker: Node, found: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...]) -> str:
+        """Multiply and divide by constants: the elements are products in which a factor changed."""
+        if found[0].dtype.kind != "i" or any(not numbers.all() for numbers in found):
+            raise self._cannot(name)
+        ratios = [Fraction(int(w), int(f)) for w, f in zip(wanted[0].reshape(-1), found[0].reshape(-1), strict=True)]
+        times = np.array([ratio.numerator for ratio in ratios], found[0].dtype).reshape(found[0].shape)
+        over = np.array([ratio.denominator for ratio in ratios], found[0].dtype).reshape(found[0].shape)
+        for numbers, target in zip(found, wanted, strict=True):
+            if not np.array_equal(numbers * times // over, target):
+                raise self._cannot(name)
+        result, behind = name, maker.position
+        for op_type, numbers in (("Mul", times), ("Div", over)):
+            if (numbers != 1).any():
+                factor = self.draft.fresh(f"{name}.{op_type.lower()}")
+                self.draft.add(factor, numbers)
+                target_name = self.draft.fresh(f"{name}.pruned")
+                self.draft.new_behind(behind, op_type, [result, factor], target_name)
+                result = target_name
+        return result
+
+    def _cannot(self, name: str) -> ModelError:
+        return ModelError(
+            f"The size computed in tensor {name!r} does not follow the new widths by any factor. "
+            "Leave out the groups that reach it with --skip."
+        )
+
+
+def other_settings(graph: Graph) -> Iterator[Mapping[str, Shape]]:
+    """All shapes at a larger and at a smaller setting of the dynamic sizes, where the model has any and runs at it."""
+    if not any(port.is_dynamic for port in graph.inputs):
+        return
+    for step in (1, -1):
+        for axes in (None, (0,)):
+            try:
+                yield observe(graph.model, graph.inputs, moved(graph, step, axes)).shapes
+                break
+            except Exception:  # these sizes do not suit the model; the next may
+                continue
+
+
+def moved(graph: Graph, step: int, axes: tuple[int, ...] | None) -> dict[str, Shape]:
+    """The input shapes with every dynamic size (on `axes` only, if given) changed by `step`."""
+
+    def size(axis: int, declared: int | str | None, observed: int) -> int:
+        stays = isinstance(declared, int) or (axes is not None and axis not in axes)
+        return observed if stays else observed + step
+
+    return {
+        port.name: tuple(
+            size(axis, declared, observed)
+            for axis, (declared, observed) in enumerate(
+                zip(port.shape or (), graph.input_shapes[port.name], strict=True)
+            )
+        )
+        for port in graph.inputs
+    }
+
+
+def scaled(numbers: np.ndarray, factors: tuple[Fraction, ...] | None) -> np.ndarray:
+    """The numbers, each times its factor."""
+    if factors is None:
+        return numbers
+    flat = [int(number) * factor for number, factor in zip(numbers.reshape(-1), factors, strict=True)]
+    return np.array([int(number) for number in flat], numbers.dtype).reshape(numbers.shape)
