@@ -30,6 +30,18 @@ def known_operators() -> tuple[tuple[str, str], ...]:
     return tuple(sorted(_RULES))
 
 
+def rule_table() -> str:
+    """A Markdown table of every operator with a rule and what the rule says, in the rules' own words."""
+    rows = []
+    for domain, op_type in known_operators():
+        said = next(line.strip() for line in (_RULES[domain, op_type].__doc__ or "").splitlines() if line.strip())
+        rows.append(f"| `{domain + '.' if domain else ''}{op_type}` | {said.rstrip(':').replace('|', '/')} |")
+    head = (
+        "# Operators with rules\n\nAny other operator freezes the axes it touches, and `onnxprune inspect` names it.\n"
+    )
+    return "\n".join([head, "| operator | its rule |", "| --- | --- |", *rows, ""])
+
+
 def facts_of(op: Op) -> tuple[Fact, ...]:
     """All that is known about the node; an operator or form without a rule freezes every axis it touches."""
     speak = _RULES.get((op.node.domain, op.node.op_type))
