@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from onnxprune.coupling.costs import Costs, batch_dims, costs_of
-from onnxprune.coupling.types import Typing, Use, solve_types
+from onnxprune.coupling.types import Typing, Use, facts_where, solve_types
 from onnxprune.coupling.unification import Reason
 from onnxprune.coupling.zeros import mark_inexact_sinks
 from onnxprune.reading.graph import Graph
-from onnxprune.rules.axes import Dim, leaves
+from onnxprune.rules.axes import Axis, Dim, leaves
+from onnxprune.rules.facts import Stores
 from onnxprune.rules.operation import Tensor
 
 
@@ -146,16 +147,31 @@ def weighty(where: Mapping[Dim, tuple[Slice, ...]], graph: Graph) -> dict[Dim, t
 
 
 def prunable(typing: Typing, where: Mapping[Dim, tuple[Slice, ...]]) -> Iterator[tuple[Dim, ...]]:
-    """The Dims of each group: one that is free, or the free unit positions that stand in the same axes."""
-    alike: dict[tuple[Slice, ...], list[Dim]] = {}
-    for dim, slots in where.items():
-        if typing.solver.frozen(dim) is not None:
-            continue
-        if dim.size > 1:
-            yield (dim,)
-        elif typing.solver.is_unit(dim):
-            alike.setdefault(slots, []).append(dim)
-    yield from (tuple(units) for units in alike.values() if len(units) > 1)
+    """The Dims of each group: one that is free, or several free unit positions."""
+    free = [dim for dim in where if typing.solver.frozen(dim) is None]
+    yield from ((dim,) for dim in free if dim.size > 1)
+    units = [dim for dim in free if dim.size == 1 and typing.solver.is_unit(dim)]
+    yield from (alike for alike in units_alike(units, typing) if len(alike) > 1)
+
+
+def units_alike(units: Sequence[Dim], typing: Typing) -> tuple[tuple[Dim, ...], ...]:
+    """Units that stand in the same axes everywhere: as long as one of them stays, none of these loses all positions."""
+    places: dict[Dim, set[int]] = {unit: set() for unit in units}
+    for number, axis in enumerate(axes_never_empty(typing) if units else ()):
+        for dim in leaves(typing.solver.resolve(axis)):
+            if dim in places:
+                places[dim].add(number)
+    alike: dict[frozenset[int], list[Dim]] = {}
+    for unit, standing in places.items():
+        alike.setdefault(frozenset(standing), []).append(unit)
+    return tuple(tuple(group) for group in alike.values())
+
+
+def axes_never_empty(typing: Typing) -> Iterator[Axis]:
+    """Axes of all tensors, and widths that are stored as negative numbers, since no such number says "none"."""
+    for tensor in (*typing.tensors.values(), *typing.uses.values()):
+        yield from tensor.axes
+    yield from (fact.size for _, fact in facts_where(typing, Stores) if fact.sign < 0)
 
 
 def refusals_of(typing: Typing, where: Mapping[Dim, tuple[Slice, ...]]) -> Iterator[Refusal]:

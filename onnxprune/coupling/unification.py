@@ -253,6 +253,8 @@ class Solver:
                 equations.append((part, self._blocks(halves[0], inner, node)))
                 rest = halves[1]
             return equations
+        if inner.size < product.factors[0].size:
+            return self._by_position(total, product, node)
         return self._match_equal_blocks(total, product.factors[0], inner, node)
 
     def _match_equal_blocks(self, total: Sum, leading: Axis, inner: Axis, node: str) -> list[tuple[Axis, Axis]]:
