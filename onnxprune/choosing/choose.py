@@ -97,15 +97,14 @@ class Chooser:
 
     def widths(self) -> Widths:
         """Widths at which every target holds."""
-        start = {group.name: self._asked_width(group) for group in self.groups}
-        if self._holds(start):
-            return start
+        widths: Widths = {group.name: self._asked_width(group) for group in self.groups}
         for with_floor in (True, False):
-            narrowing = Narrowing(self, start, with_floor=with_floor)
+            narrowing = Narrowing(self, widths, with_floor=with_floor)
             count = narrowing.steps_until(self._holds)
             if count is not None:
                 return narrowing.after(count)
-        raise TargetError(self._unreachable(start))
+            widths = narrowing.after(narrowing.steps)
+        raise TargetError(self._unreachable(widths))
 
     def _asked_width(self, group: Group) -> int:
         """The width by `ratio` and `threshold`."""
@@ -157,9 +156,8 @@ class Chooser:
             found[group.name] = saved
         return found
 
-    def _unreachable(self, start: Widths) -> str:
-        least = Narrowing(self, start, with_floor=False)
-        dims = self.dim_widths(least.after(least.steps))
+    def _unreachable(self, least: Widths) -> str:
+        dims = self.dim_widths(least)
         lines = []
         for name, (cost, bound) in self.bounds.items():
             whole, lowest = cost.at({}), cost.at(dims)

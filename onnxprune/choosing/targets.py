@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -123,8 +123,9 @@ class Limits:
     What every plan keeps to.
 
     Args:
-        only: globs on group names, the layers that read a group's weights, and the weights' names: prune no others.
-        skip: globs like those: prune none of these.
+        only: globs on group names, or else on the layers that read a group's weights, or the weights' names: prune no
+            other groups.
+        skip: globs on any of these names: prune none of the groups they match.
         min_channels: channels that stay in each group at least.
         multiple_of: widths are multiples of it, or the full width.
         floor: share of each group that stays as long as the bounds can be reached so.
@@ -156,11 +157,12 @@ class Limits:
                         f"{option} {glob!r} matches no group and no layer; there are groups {names}"
                         f"{', ...' if len(couplings.groups) > 6 else ''}. See `onnxprune inspect`."
                     )
+        wanted = {group.name for glob in self.only for group in meant(couplings.groups, glob)}
         return tuple(
             group
             for group in couplings.groups
             if group.exact
-            and (not self.only or any(matches(group, glob) for glob in self.only))
+            and (not self.only or group.name in wanted)
             and not any(matches(group, glob) for glob in self.skip)
         )
 
@@ -174,6 +176,11 @@ class Limits:
         step = self.multiple_of
         whole = int(-(-wanted // step)) * step
         return min(whole, group.size)
+
+
+def meant(groups: Sequence[Group], glob: str) -> list[Group]:
+    """The groups of a matching name; if there are none, those with such a layer or weight."""
+    return [group for group in groups if fnmatchcase(group.name, glob)] or [g for g in groups if matches(g, glob)]
 
 
 def matches(group: Group, glob: str) -> bool:
