@@ -108,10 +108,15 @@ def check_fit(scores: Sensitivities, couplings: Couplings, where: str) -> None:
     for entry in scores.groups:
         group = known.get(entry.name)
         found = "no such group" if group is None else f"{group.size} channels"
-        if group is None or group.size != len(entry.scores) or len(entry.stderr) != len(entry.scores):
+        if group is None or group.size != len(entry.scores):
             raise PlanError(
                 f"Scores in {where!r} do not fit this model: they give group {entry.name!r} {len(entry.scores)} "
                 f"scores, the model has {found}. Run `onnxprune sensitivity` again on this model."
+            )
+        if len(entry.stderr) != len(entry.scores):
+            raise PlanError(
+                f"Scores in {where!r}: group {entry.name!r} has {len(entry.scores)} scores and {len(entry.stderr)} "
+                "standard errors. Give one for each score, or measure again."
             )
         if not np.isfinite(entry.scores).all():
             raise PlanError(f"Scores in {where!r}: group {entry.name!r} has scores that are not finite. Measure again.")
