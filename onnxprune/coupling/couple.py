@@ -196,17 +196,17 @@ def layers_of(family: tuple[Dim, ...], graph: Graph, typing: Typing) -> tuple[st
 
 
 def layer_name(family: tuple[Dim, ...], graph: Graph, typing: Typing, where: Mapping[Dim, tuple[Slice, ...]]) -> str:
-    """The first node that makes the channels from weights; else the first tensor sliced."""
-    wanted = set(family)
+    """The first node that makes the channels from data and weights; else the first tensor sliced."""
+    wanted, known = set(family), typing.knowable
 
     def holds(tensor: Tensor | None) -> bool:
         return tensor is not None and any(leaf in wanted for axis in typing.axes(tensor) for leaf in leaves(axis))
 
-    sliced = {slot.tensor for dim in family for slot in where[dim]}
     for one in typing.stated:
-        node = one.op.node
-        if sliced.intersection(node.inputs) and any(holds(output) for output in one.op.outputs):
-            return node.name
+        weights = [tensor for tensor in one.op.tensors if tensor.name in known]
+        made = [tensor for tensor in one.op.results if tensor.name not in known]
+        if any(holds(weight) for weight in weights) and any(holds(result) for result in made):
+            return one.op.node.name
     return where[family[0]][0].tensor
 
 

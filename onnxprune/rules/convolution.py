@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxprune.rules.axes import Axis, product_of
-from onnxprune.rules.facts import AllOf, AnyOf, Contracted, Equal, Fact, Macs, Stores, Unsummed, Zero
+from onnxprune.rules.facts import AllOf, AnyOf, Contracted, Equal, Fact, Frozen, Macs, Stores, Unsummed, Zero
 from onnxprune.rules.operation import Op
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import fixed, free, moved, same_axes, stored_sizes
@@ -65,8 +65,10 @@ def convolved(op: Op, out_channels: Axis) -> Iterator[Fact]:
 
 @rule("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 def pool(op: Op) -> Iterator[Fact]:
-    """Each channel by itself."""
+    """Each channel by itself; the places of maxima, if wanted, count through all channels."""
     x = op.input(0)
+    if len(op.results) > 1:
+        yield Frozen(x[1], f"{op.node.label} numbers its positions")
     for y in op.results:
         yield from same_axes(x, y, except_=range(2, y.rank))
         yield from fixed((*x[2:], *y[2:]), "spatial")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from onnxprune.coupling.couple import Slice
 from tests.models import build
@@ -31,6 +32,13 @@ def test_a_group_lists_the_layers_that_it_slices() -> None:
     first, second = coupled(build(TEXT)).groups
     assert (first.name, first.layers) == ("a", ("a", "b", "c"))
     assert (second.name, second.layers) == ("c", ("c", "y"))
+
+
+@pytest.mark.parametrize("way", ["Identity(w1[8,5])", "Cast<to=1>(double w1[8,5])", "Concat<axis=0>(wa[4,5], wb[4,5])"])
+def test_a_group_is_named_after_the_layer_not_after_what_prepares_its_weight(way: str) -> None:
+    """Whatever is computed from weights alone is no layer."""
+    couplings = coupled(build(f"w = {way}\n a = Gemm<transB=1>(x[N,5], w)\n y = MatMul(a, w2[8,2])"))
+    assert {group.name.partition(":")[0] for group in couplings.groups} == {"a"}
 
 
 def test_groups_of_one_layer_are_numbered() -> None:

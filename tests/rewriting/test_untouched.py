@@ -210,7 +210,7 @@ def test_weights_in_constant_nodes() -> None:
 )
 def test_weights_of_other_types(data_type: int, number: int) -> None:
     """Halves, doubles and brain floats are sliced in their own type."""
-    model = build("a = Cast<to=1>(w1[5,8])\n b = MatMul(x[N,5], a)\n y = MatMul(b, w2[8,3])")
+    model = build("w = Cast<to=1>(w1[5,8])\n a = MatMul(x[N,5], w)\n y = MatMul(a, w2[8,3])")
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == "w1")
     numbers = numpy_helper.to_array(weight).astype(helper.tensor_dtype_to_np_dtype(data_type))
     weight.CopyFrom(numpy_helper.from_array(numbers, "w1"))
