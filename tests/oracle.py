@@ -13,11 +13,12 @@ from onnx import ModelProto
 import onnxprune.rules  # noqa: F401  (the rules register)
 from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings, Group, couple
-from onnxprune.reading.graph import Graph, Port, ports_of
+from onnxprune.reading.graph import Graph, Port, constants_of, ports_of
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.read import read
 from onnxprune.rewriting.rewrite import rewrite_kept
 from onnxprune.rewriting.zeroing import zeroed
+from onnxprune.rules.axes import Dim
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest number of the output."""
@@ -105,9 +106,9 @@ def assert_found(found: Sequence[Group], expected: Mapping[str, int] | Sequence[
         assert sorted(group.size for group in found) == sorted(expected)
 
 
-def random_selection(groups: Sequence[Group], random: np.random.Generator) -> dict:
+def random_selection(groups: Sequence[Group], random: np.random.Generator) -> dict[Dim, np.ndarray]:
     """Some channels of every group stay, at least one, and at least one goes."""
-    kept: dict = {}
+    kept: dict[Dim, np.ndarray] = {}
     for group in groups:
         count = int(random.integers(1, group.size))
         kept.update(group.per_dim(np.sort(random.choice(group.size, count, replace=False))))
@@ -210,6 +211,4 @@ def random_input(port: Port, shape: tuple[int, ...], random: np.random.Generator
 
 def parameters(model: ModelProto) -> int:
     """Number of floating-point numbers stored in the model."""
-    from onnxprune.reading.graph import constants_of
-
     return sum(constant.size for constant in constants_of(model.graph, "").values() if constant.is_float)

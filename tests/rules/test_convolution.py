@@ -173,6 +173,16 @@ def test_resize(resize: str, opset: int) -> None:
     assert_removal_equals_zeroing(model, groups={"a": 8})
 
 
+def test_resize_that_resamples_channels_freezes() -> None:
+    """Twice as many channels are not the same channels."""
+    model = build("""
+        a = Conv(x[N,3,6,6], w1[8,3,1,1])
+        b = Resize(a, , s{1.0,2.0,1.0,1.0})
+        y = Conv(b, w2[4,16,1,1])
+    """)
+    assert_removal_equals_zeroing(model, groups={})
+
+
 def test_resize_to_the_size_of_another_tensor() -> None:
     """Sizes put together from shapes follow the channels, at every batch size."""
     model = build("""
