@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import OnnxPruneError, UsageError
 
 INLINE_BYTES = 2**31 - 2**20
 """Above this Protobuf cannot hold the weights, and they go to a file beside the model."""
@@ -23,7 +23,7 @@ def save_model(model: ModelProto, path: str | os.PathLike[str]) -> None:
     The file is written under another name in the same folder and renamed when it is whole.
 
     Raises:
-        UsageError: the file cannot be written.
+        OnnxPruneError: the file cannot be written.
     """
     target = Path(path)
     if model.ByteSize() <= INLINE_BYTES:
@@ -47,18 +47,19 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
         if is_special(path):
             write(path)
             return
-        path = path.resolve()
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=".part", dir=path.parent)
+        real = path.resolve()
+        handle, name = tempfile.mkstemp(prefix=f".{real.name[:64]}.", suffix=".part", dir=real.parent)
         os.close(handle)
         temporary = Path(name)
         try:
             write(temporary)
             temporary.chmod(0o666 & ~current_umask())
-            temporary.replace(path)
+            temporary.replace(real)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as failure:
-        raise UsageError(f"Cannot write {str(path)!r}: {failure.strerror or failure}. Choose another place.") from None
+        reason = failure.strerror or failure
+        raise OnnxPruneError(f"Cannot write {str(path)!r}: {reason}. Choose another place.") from None
 
 
 def is_special(path: Path) -> bool:
