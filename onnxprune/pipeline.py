@@ -164,10 +164,6 @@ def prune(
         judge: LossName | UserLoss = loss if callable(loss) else "auto"
         session = open_session(couplings, arrays, judge=judge, labels=labels, seed=seed, threads=threads)
     calibration = session.calibration
-    if calibration.synthetic:
-        notes.append(
-            "No calibration data: scores and checks use random inputs, so expect to lose more accuracy. Pass data."
-        )
     with clock.stage("score channels"):
         if scores is not None:
             check_fit(scores, couplings, "the scores given")
@@ -250,9 +246,13 @@ def open_session(
     return Session(couplings, calibration, outputs, judged_by)
 
 
-def notes_on(session: Session, plan: Plan) -> Iterator[str]:
+def notes_on(session: Session, plan: Plan, scores: Sensitivities | None) -> Iterator[str]:
     """What a user should know of a run besides its figures."""
     labels, judge = session.calibration.labels, session.judged_by
+    if session.calibration.synthetic and scores is not None and scores.criterion == "sensitivity":
+        yield "No calibration data: scores and checks use random inputs, so expect to lose more accuracy. Pass data."
+    elif session.calibration.synthetic:
+        yield "No calibration data: the checks and figures are those of random inputs. Pass data."
     if labels is not None and (judge is None or judge.name in ("kl", "mse")):
         yield (
             f"The labels ({labels.dtype} {list(labels.shape)}) are not used: "
@@ -319,7 +319,7 @@ def finished(
             groups=tuple(GroupReport(group.name, group.size, len(group.kept)) for group in plan.groups if group.exact),
             skipped={group.name: group.inexact.text for group in couplings.groups if group.inexact is not None},
             verdict=verdict,
-            notes=(*notes, *notes_on(session, plan)),
+            notes=(*notes, *notes_on(session, plan, scores)),
             seconds=clock.seconds,
         )
     return PruneResult(pruned, plan, report, scores, couplings)
