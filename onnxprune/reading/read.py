@@ -143,5 +143,5 @@ def load_external(tensor: TensorProto, path: Path | None) -> None:
         raise ModelError(
             f"Expected the numbers of {tensor.name!r} in a file beside {str(path)!r}: {first} Keep the files together."
         ) from None
-    tensor.data_location = TensorProto.DEFAULT
+    tensor.ClearField("data_location")
     del tensor.external_data[:]
