@@ -98,7 +98,9 @@ def batch_axis_of(types: tuple[Axis, ...], couplings: Couplings) -> int | None:
 def probing_model(model: ModelProto, gates: tuple[Gate, ...], loss: Loss) -> ModelProto:
     """The model with the gates at their sinks and the loss as its only output."""
     types = element_types(model, {gate.tensor for gate in gates})
-    surgeon = gs.import_onnx(model)
+    copy = ModelProto()
+    copy.CopyFrom(model)  # graphsurgeon writes names into the tensors that it is given
+    surgeon = gs.import_onnx(copy)
     originals = list(surgeon.nodes)
     tensors = surgeon.tensors()
     for gate in gates:
