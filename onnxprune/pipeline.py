@@ -307,21 +307,23 @@ def finished(
     with clock.stage("measure"):
         after = outputs_of(pruned, session.calibration, threads=threads)
         timed = latency((couplings.graph.model, pruned), session.calibration, threads=threads)
-        report = Report(
-            format="onnxprune-report",
-            version=1,
-            settings=settings,
-            loss_name=session.judged_by.name if session.judged_by else "",
-            original=figures(session, couplings.graph.model, couplings.graph.file_bytes, session.outputs, threads),
-            pruned=figures(session, pruned, pruned.ByteSize(), after, threads, plan=plan),
-            latency=timed,
-            distance=distance(session.outputs, after),
-            groups=tuple(GroupReport(group.name, group.size, len(group.kept)) for group in plan.groups if group.exact),
-            skipped={group.name: group.inexact.text for group in couplings.groups if group.inexact is not None},
-            verdict=verdict,
-            notes=(*notes, *notes_on(session, plan, scores)),
-            seconds=clock.seconds,
-        )
+        original = figures(session, couplings.graph.model, couplings.graph.file_bytes, session.outputs, threads)
+        smaller = figures(session, pruned, pruned.ByteSize(), after, threads, plan=plan)
+    report = Report(
+        format="onnxprune-report",
+        version=1,
+        settings=settings,
+        loss_name=session.judged_by.name if session.judged_by else "",
+        original=original,
+        pruned=smaller,
+        latency=timed,
+        distance=distance(session.outputs, after),
+        groups=tuple(GroupReport(group.name, group.size, len(group.kept)) for group in plan.groups if group.exact),
+        skipped={group.name: group.inexact.text for group in couplings.groups if group.inexact is not None},
+        verdict=verdict,
+        notes=(*notes, *notes_on(session, plan, scores)),
+        seconds=clock.seconds,
+    )
     return PruneResult(pruned, plan, report, scores, couplings)
 
 

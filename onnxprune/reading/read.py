@@ -74,6 +74,8 @@ def load(model: Model) -> ModelFile:
     """
     path, raw = raw_bytes(model)
     proto = model if isinstance(model, ModelProto) else parsed(raw, path)
+    if not proto.graph.node:
+        raise ModelError(f"Expected an ONNX model in {place(path)}, found no nodes in it. Export the model again.")
     digest, size = hashlib.sha256(raw), len(raw)
     del raw
     for tensor in external_tensors(proto):
@@ -100,17 +102,19 @@ def raw_bytes(model: Model) -> tuple[Path | None, bytes]:
 
 
 def parsed(raw: bytes, path: Path | None) -> ModelProto:
-    """The bytes as a ModelProto with at least one node."""
-    where = f"{str(path)!r}" if path else "the bytes given"
+    """The bytes as a ModelProto."""
     try:
-        proto = onnx.load_model_from_string(raw)
+        return onnx.load_model_from_string(raw)
     except DecodeError:
         raise ModelError(
-            f"Expected an ONNX model in {where}, found something else or only a part of one. Export the model again."
+            f"Expected an ONNX model in {place(path)}, found something else or only a part of one. "
+            "Export the model again."
         ) from None
-    if not proto.graph.node:
-        raise ModelError(f"Expected an ONNX model in {where}, found no nodes in it. Export the model again.")
-    return proto
+
+
+def place(path: Path | None) -> str:
+    """Where the model came from."""
+    return repr(str(path)) if path else "what was given"
 
 
 def check_inputs(inputs: tuple[object, ...]) -> None:
