@@ -10,7 +10,7 @@ channel's removal. The gates are extra inputs of one probing model::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,8 +127,10 @@ def probing_model(model: ModelProto, gates: tuple[Gate, ...], loss: Loss) -> Mod
     return exported
 
 
-def element_types(model: ModelProto, names: Iterable[str]) -> dict[str, int]:
+def element_types(model: ModelProto, names: Set[str]) -> dict[str, int]:
     """The ONNX element type of each of these tensors, as ONNX Runtime sees it; of one it does not, float32."""
+    if not names:
+        return {}
     structure = without_weights(model)
     made = {name for node in structure.graph.node for name in node.output}
     del structure.graph.output[:]

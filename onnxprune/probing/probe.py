@@ -26,9 +26,6 @@ from onnxprune.rules.axes import Dim, leaves
 ROWS_A_RUN = 64
 """Probes times samples in one run: more buys nothing on a CPU."""
 
-LARGEST = float(np.finfo(np.float32).max)
-"""The score where a removal leaves no finite loss: such a channel goes last."""
-
 Progress = Callable[[str, int, int], None]
 """Told what is going on, how much is done and how much there is."""
 
@@ -88,7 +85,7 @@ def probe(
             done += len(changes[-1])
             if progress:
                 progress(group.name, done, total)
-        every = np.nan_to_num(np.concatenate(changes), nan=LARGEST, posinf=LARGEST, neginf=-LARGEST)
+        every = np.concatenate(changes)
         scores[group.name] = every.mean(1)
         errors[group.name] = every.std(1, ddof=1) / np.sqrt(every.shape[1]) if every.shape[1] > 1 else 0 * every[:, 0]
     return sensitivities_of(
@@ -174,7 +171,8 @@ class Runner:
         self.inputs = {entry.name for entry in self.session.get_inputs()}
         self._open = {gate.name: gate.feed(np.ones((1, gate.type.size))) for gate in self.gates}
         self.many_a_run = (
-            calibration.batch is None
+            bool(self.gates)
+            and calibration.batch is None
             and not calibration.stacked
             and all(gate.batch_axis is not None for gate in self.gates)
             and batch_first(couplings, loss)

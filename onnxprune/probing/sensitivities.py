@@ -80,13 +80,21 @@ def sensitivities_of(
     delta: float = 1.0,
     samples: int = 0,
 ) -> Sensitivities:
-    """The scores of the named groups as one value."""
+    """The scores of the named groups as one value; a channel whose score is no finite number goes last."""
     entries = []
     for name, values in scores.items():
         errors = stderr[name] if stderr else np.zeros(len(values))
         slices = couplings.group(name).slices
-        entries.append(GroupScores(name, slices, tuple(map(float, values)), tuple(map(float, errors))))
+        entries.append(GroupScores(name, slices, finite(values), finite(errors)))
     return Sensitivities("onnxprune-scores", 1, tuple(entries), criterion, loss, delta, samples)
+
+
+def finite(values: np.ndarray) -> tuple[float, ...]:
+    """The numbers, with the largest float32 for each that is none."""
+    largest = float(np.finfo(np.float32).max)
+    return tuple(
+        map(float, np.nan_to_num(np.asarray(values, np.float64), nan=largest, posinf=largest, neginf=-largest))
+    )
 
 
 def load_scores(path: str | os.PathLike[str], couplings: Couplings) -> Sensitivities:

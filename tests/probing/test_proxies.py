@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import numpy_helper
 
 from onnxprune.coupling.couple import couple
 from onnxprune.probing.proxies import chances, magnitudes
@@ -36,6 +37,16 @@ def test_magnitude_of_a_convolution_leaves_the_variance_out() -> None:
     along = (arrays["w1"], arrays["scale"], arrays["bias"], arrays["mean"], np.moveaxis(arrays["w2"], 1, 0))
     expected = np.sqrt(sum(np.square(array).reshape(8, -1).sum(1) for array in along))
     np.testing.assert_allclose(magnitudes(couplings, couplings.groups).of("a"), expected, rtol=1e-6)
+
+
+def test_weights_that_are_not_finite_go_last() -> None:
+    """A norm of NaN would put the neuron first."""
+    model = build("a = Gemm(x[N,4], w1[4,8])\n b = Relu(a)\n y = Gemm(b, w2[8,3])")
+    spoilt = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    spoilt[1, 5] = np.nan
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(spoilt, model.graph.initializer[0].name))
+    couplings = couple(read(model))
+    assert magnitudes(couplings, couplings.groups).of("a").argmax() == 5
 
 
 def test_chance_follows_the_seed() -> None:
