@@ -205,7 +205,8 @@ def apply_command(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def inspect_command(source: str, as_json: bool) -> None:
     """Show the groups of channels in IN, and everything that is frozen, with node and reason."""
-    found = inspect_couplings(couple(read(source)))
+    with progress_bar(quiet=False, what="read and couple"):
+        found = inspect_couplings(couple(read(source)))
     if as_json:
         click.echo(found.to_json(), nl=False)
         return
@@ -277,10 +278,11 @@ def verify_command(
     quiet: bool,
 ) -> None:
     """Check that PRUNED is valid, keeps the interface, and equals ORIGINAL with the removed slices set to zero."""
-    arrays = collected(data)
-    couplings = couple(read(original, input_shapes=given_shapes(arrays)))
-    samples = gather(couplings.graph, arrays, labels=labels, seed=seed)
-    verdict = verify(couplings, load_plan(plan), load(pruned).model, samples)
+    with progress_bar(quiet, "verify"):
+        arrays = collected(data)
+        couplings = couple(read(original, input_shapes=given_shapes(arrays)))
+        samples = gather(couplings.graph, arrays, labels=labels, seed=seed)
+        verdict = verify(couplings, load_plan(plan), load(pruned).model, samples)
     if as_json:
         click.echo(verdict.to_json(), nl=False)
     elif not quiet:
@@ -359,14 +361,14 @@ def stdout_console() -> Console:
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+def progress_bar(quiet: bool, what: str = "") -> Iterator[Callable[[str, int, int], None] | None]:
     """A bar on stderr, on a terminal only; without a total it just moves."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda what, done, total: bar.update(
             task,
             description=f"{escape(what)} {done}/{total}" if total else escape(what),

@@ -112,6 +112,21 @@ def test_a_terminal_shows_a_bar_while_probing(tmp_path: Path) -> None:
     assert "Written to out.onnx" in terminal.seen
 
 
+def test_inspect_and_verify_show_that_they_are_busy(tmp_path: Path) -> None:
+    """A large model takes its seconds there, too."""
+    model = str(model_path("mlp_torch"))
+    code, _, _ = in_pipes([model, "out.onnx", "--plan", "plan.json", "--criterion", "magnitude"], tmp_path)
+    assert code == 0
+    for words, busy in (
+        (["inspect", model], "read and couple"),
+        (["verify", model, "out.onnx", "--plan", "plan.json"], "verify"),
+    ):
+        terminal = Terminal(words, tmp_path)
+        assert terminal.finish() == 0
+        assert "━" in terminal.seen
+        assert busy in terminal.seen
+
+
 def test_quiet_shows_no_bar(tmp_path: Path) -> None:
     """Not on a terminal either."""
     terminal = Terminal([str(model_path("mlp_torch")), "out.onnx", "--quiet"], tmp_path)
