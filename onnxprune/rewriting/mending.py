@@ -2,7 +2,7 @@
 Mend the sizes that a rewritten graph would compute wrongly.
 
 What an input would hold is compared with what it must, at several settings of the dynamic sizes. A difference is mended
-in the constant it came from, or else by a constant factor.
+in the constant it came from, by a constant factor, or else by doing the arithmetic once more on the old sizes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from onnxprune.reading.observing import observe
 from onnxprune.rewriting.editing import Draft
 from onnxprune.rewriting.shape_graph import ShapeGraph
 from onnxprune.rewriting.widths import Sizes
+
+Numbers = tuple[np.ndarray, ...]
+"""What a tensor holds at each setting of the dynamic sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Mender:
             if new_name != name:
                 self.draft.read_instead(candidate.node.position, candidate.index, new_name)
 
-    def mend(self, name: str, wanted: tuple[np.ndarray, ...], *, alone: bool) -> str:
+    def mend(self, name: str, wanted: Numbers, *, alone: bool) -> str:
         """
         The name of a tensor that holds the wanted numbers at every setting: `name` itself if it does.
 
@@ -72,7 +75,7 @@ class Mender:
         seen_outside = name in self.graph.captured or any(port.name == name for port in self.graph.outputs)
         return len(self.graph.readers.get(name, ())) == 1 and not seen_outside
 
-    def _mended(self, name: str, found: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...], *, alone: bool) -> str:
+    def _mended(self, name: str, found: Numbers, wanted: Numbers, *, alone: bool) -> str:
         constant = self.graph.constants.get(name)
         if constant is not None:
             if alone:
@@ -84,7 +87,7 @@ class Mender:
             return self._mended_copy(name, maker, wanted, alone=alone)
         if all(np.array_equal(numbers, wanted[0]) for numbers in wanted[1:]):
             return self._new_constant(name, wanted[0])
-        return self._scaled(name, maker, found, wanted)
+        return self._scaled(name, maker.position, found, wanted) or self._recomputed(name, wanted)
 
     def _new_constant(self, name: str, numbers: np.ndarray) -> str:
         constant = self.graph.constants.get(name)
@@ -92,7 +95,7 @@ class Mender:
         self.draft.add(new_name, numbers, constant.tensor if constant else None)
         return new_name
 
-    def _mended_copy(self, name: str, maker: Node, wanted: tuple[np.ndarray, ...], *, alone: bool) -> str:
+    def _mended_copy(self, name: str, maker: Node, wanted: Numbers, *, alone: bool) -> str:
         """Mend the inputs that the elements were copied from, and copy from those."""
         sources = self.sizes.copied[name].sources
         inputs: dict[int, str] = {}
@@ -115,30 +118,63 @@ class Mender:
         self.draft.copy_behind(maker.position, inputs, maker.outputs.index(name), new_name)
         return new_name
 
-    def _scaled(self, name: str, maker: Node, found: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...]) -> str:
-        """Multiply and divide by constants: the elements are products in which a factor changed."""
+    def _scaled(self, name: str, behind: int, found: Numbers, wanted: Numbers) -> str | None:
+        """The tensor times constants, where one ratio for each element does it at every setting; else None."""
         if found[0].dtype.kind != "i" or any(not numbers.all() for numbers in found):
-            raise self._cannot(name)
+            return None
         ratios = [Fraction(int(w), int(f)) for w, f in zip(wanted[0].reshape(-1), found[0].reshape(-1), strict=True)]
         times = np.array([ratio.numerator for ratio in ratios], found[0].dtype).reshape(found[0].shape)
         over = np.array([ratio.denominator for ratio in ratios], found[0].dtype).reshape(found[0].shape)
-        for numbers, target in zip(found, wanted, strict=True):
-            if not np.array_equal(numbers * times // over, target):
-                raise self._cannot(name)
-        result, behind = name, maker.position
+        if not all(np.array_equal(have * times // over, want) for have, want in zip(found, wanted, strict=True)):
+            return None
+        result = name
         for op_type, numbers in (("Mul", times), ("Div", over)):
             if (numbers != 1).any():
                 factor = self.draft.fresh(f"{name}.{op_type.lower()}")
                 self.draft.add(factor, numbers)
-                target_name = self.draft.fresh(f"{name}.pruned")
-                self.draft.new_behind(behind, op_type, [result, factor], target_name)
-                result = target_name
+                product = self.draft.fresh(f"{name}.pruned")
+                self.draft.new_behind(behind, op_type, [result, factor], product)
+                result = product
         return result
+
+    def _recomputed(self, name: str, wanted: Numbers) -> str:
+        """The arithmetic done once more on the old sizes, times the factor that is wanted of its result."""
+        old, behind = self._as_before(name), self.graph.makers[name].position
+        before = tuple(values[name] for values in self.before)
+        if all(np.array_equal(have, want) for have, want in zip(before, wanted, strict=True)):
+            return old
+        result = self._scaled(old, behind, before, wanted)
+        if result is None:
+            raise self._cannot(name)
+        return result
+
+    def _as_before(self, name: str) -> str:
+        """The name of a tensor that holds what `name` held before pruning, at every setting."""
+        found = tuple(values[name] for values in self.after)
+        wanted = tuple(values[name] for values in self.before)
+        if all(np.array_equal(have, want) for have, want in zip(found, wanted, strict=True)):
+            return name
+        key = (name, b"before")
+        if key not in self.made:
+            self.made[key] = self._made_as_before(name, found, wanted)
+        return self.made[key]
+
+    def _made_as_before(self, name: str, found: Numbers, wanted: Numbers) -> str:
+        maker = self.graph.makers[name]
+        if name in self.sizes.measured:
+            mended = self._scaled(name, maker.position, found, wanted)
+            if mended is None:
+                raise self._cannot(name)
+            return mended
+        inputs = {index: self._as_before(source) for index, source in enumerate(maker.inputs) if source}
+        new_name = self.draft.fresh(f"{name}.before")
+        self.draft.copy_behind(maker.position, inputs, maker.outputs.index(name), new_name)
+        return new_name
 
     def _cannot(self, name: str) -> ModelError:
         return ModelError(
-            f"The size computed in tensor {name!r} does not follow the new widths by any factor. "
-            "Leave out the groups that reach it with --skip."
+            f"Expected the size computed in tensor {name!r} to follow the new widths by a factor, found none "
+            "that does. Leave out the groups that reach it with --skip."
         )
 
 

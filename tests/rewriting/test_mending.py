@@ -1,0 +1,68 @@
+"""Sizes that no constant factor mends are computed once more on the old sizes."""
+
+from __future__ import annotations
+
+from tests.models import build
+from tests.oracle import assert_removal_equals_zeroing
+
+COUNTS = """
+    a = Conv(x[N,3,6,6], w1[8,3,1,1])
+    sizes = Shape(a)
+    n = Gather(sizes, k0[]{0})
+    c = Gather(sizes, k1[]{1})
+"""
+
+
+def test_a_number_made_of_a_sum_of_sizes_keeps_its_value() -> None:
+    """N + C scales the result: it stays what it was although C shrinks and N is dynamic."""
+    assert_removal_equals_zeroing(
+        build(
+            COUNTS
+            + """
+            total = Add(n, c)
+            scale = Cast<to=1>(total)
+            b = Mul(a, scale)
+            y = Conv(b, w2[4,8,1,1])
+            """
+        ),
+        groups=[8],
+    )
+
+
+def test_a_number_made_of_several_steps_keeps_its_value() -> None:
+    """sqrt(N * C + N) is computed from the old C."""
+    assert_removal_equals_zeroing(
+        build(
+            COUNTS
+            + """
+            product = Mul(n, c)
+            total = Add(product, n)
+            number = Cast<to=1>(total)
+            scale = Sqrt(number)
+            b = Div(a, scale)
+            y = Conv(b, w2[4,8,1,1])
+            """
+        ),
+        groups=[8],
+    )
+
+
+def test_a_shape_made_of_a_sum_follows_the_new_width() -> None:
+    """A Reshape to (N, C * 36) where C * 36 is written as (N + C) * 36 - N * 36."""
+    assert_removal_equals_zeroing(
+        build(
+            COUNTS
+            + """
+            both = Add(n, c)
+            large = Mul(both, k36[]{36})
+            less = Mul(n, k36b[]{36})
+            flat = Sub(large, less)
+            first = Unsqueeze(n, ax0{0})
+            second = Unsqueeze(flat, ax1{0})
+            shape = Concat<axis=0>(first, second)
+            b = Reshape(a, shape)
+            y = Gemm<transB=1>(b, w2[5,288])
+            """
+        ),
+        groups=[8],
+    )
