@@ -73,6 +73,17 @@ def assert_every_removal_is_exact(couplings: Couplings, *, seed: int = 0) -> Non
         assert_selection_is_exact(couplings, random_selection(exact, random), seed=seed)
 
 
+def assert_inexact_removal_is_valid(couplings: Couplings, *, seed: int = 0) -> None:
+    """Remove random channels of all groups, inexact ones too: the model is valid and runs at every size."""
+    if not couplings.groups:
+        return
+    pruned = rewrite_kept(couplings, random_selection(couplings.groups, np.random.default_rng(seed)))
+    assert_valid(couplings.graph.model, pruned)
+    assert_same_interface(couplings.graph.model, pruned)
+    for feeds in feeds_of(couplings.graph, seed):
+        run(pruned, feeds)
+
+
 def assert_inexact(model: ModelProto, groups: Mapping[str, int], *, seed: int = 0) -> Couplings:
     """
     These groups and no others are inexact, and rightly so: removing some of their channels leaves a valid model that

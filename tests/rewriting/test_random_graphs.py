@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from tests.models import build
-from tests.oracle import assert_every_removal_is_exact, coupled
+from tests.oracle import assert_every_removal_is_exact, assert_inexact_removal_is_valid, coupled
 
 ACTIVATIONS = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "Softplus", "Elu", "Identity")
 
@@ -92,7 +92,7 @@ class Script:
     def combine(self) -> None:
         x = self.pick()
         other = self.pick(like=x)
-        name = self.draw(st.sampled_from(["Add", "Add", "Mul", "Sub", "Max"]))
+        name = self.draw(st.sampled_from(["Add", "Add", "Mul", "Max"]))
         self.keep(f"{name}({x.name}, {other.name})", x.channels, x.side)
 
     def axis(self, x: Map) -> int:
@@ -341,18 +341,20 @@ QUIETLY = (HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.dat
 
 def check(text: str, seed: int) -> None:
     note(text)
-    assert_every_removal_is_exact(coupled(build(text)), seed=seed)
+    couplings = coupled(build(text))
+    assert_every_removal_is_exact(couplings, seed=seed)
+    assert_inexact_removal_is_valid(couplings, seed=seed)
 
 
 @given(networks(images=True, most=8), st.integers(0, 99))
-@settings(max_examples=150, suppress_health_check=QUIETLY)
+@settings(max_examples=250, suppress_health_check=QUIETLY)
 def test_random_image_networks(text: str, seed: int) -> None:
     """Convolutions, joined, cut, shuffled and gated in any way, are pruned exactly."""
     check(text, seed)
 
 
 @given(networks(images=False, most=8), st.integers(0, 99))
-@settings(max_examples=150, suppress_health_check=QUIETLY)
+@settings(max_examples=250, suppress_health_check=QUIETLY)
 def test_random_sequence_networks(text: str, seed: int) -> None:
     """Dense layers, attention and recurrent layers, joined and cut in any way, are pruned exactly."""
     check(text, seed)
