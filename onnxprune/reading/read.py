@@ -73,9 +73,9 @@ def load(model: Model) -> ModelFile:
         ModelError: no such file, not an ONNX model, or its numbers are not there.
     """
     path, raw = raw_bytes(model)
-    proto = model if isinstance(model, ModelProto) else parsed(raw, path)
+    proto = model if isinstance(model, ModelProto) else parsed(raw, place(model))
     if not proto.graph.node:
-        raise ModelError(f"Expected an ONNX model in {place(path)}, found no nodes in it. Export the model again.")
+        raise ModelError(f"Expected an ONNX model in {place(model)}, found no nodes in it. Export the model again.")
     digest, size = hashlib.sha256(raw), len(raw)
     del raw
     for tensor in external_tensors(proto):
@@ -101,20 +101,21 @@ def raw_bytes(model: Model) -> tuple[Path | None, bytes]:
         raise ModelError(f"Expected a readable ONNX file at {str(path)!r}: {reason}. Check the path.") from None
 
 
-def parsed(raw: bytes, path: Path | None) -> ModelProto:
+def parsed(raw: bytes, where: str) -> ModelProto:
     """The bytes as a ModelProto."""
     try:
         return onnx.load_model_from_string(raw)
     except DecodeError:
         raise ModelError(
-            f"Expected an ONNX model in {place(path)}, found something else or only a part of one. "
-            "Export the model again."
+            f"Expected an ONNX model in {where}, found something else or only a part of one. Export the model again."
         ) from None
 
 
-def place(path: Path | None) -> str:
+def place(model: Model) -> str:
     """Where the model came from."""
-    return repr(str(path)) if path else "what was given"
+    if isinstance(model, bytes | ModelProto):
+        return f"the {'bytes' if isinstance(model, bytes) else 'ModelProto'} given"
+    return repr(str(model))
 
 
 def check_inputs(inputs: tuple[object, ...]) -> None:
