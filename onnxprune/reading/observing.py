@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import EncodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
@@ -43,7 +44,13 @@ def session_for(
     options.intra_op_num_threads = threads
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    source = model.SerializeToString() if isinstance(model, ModelProto) else model
+    try:
+        source = model.SerializeToString() if isinstance(model, ModelProto) else model
+    except EncodeError:
+        raise ModelError(
+            "Expected a model of up to 2 GB, the most that Protobuf holds, found a larger one. "
+            "It can be inspected, but not yet run and pruned."
+        ) from None
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 

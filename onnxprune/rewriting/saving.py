@@ -4,55 +4,35 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-import onnx
 from onnx import ModelProto
 
 from onnxprune.errors import OnnxPruneError, UsageError
 
-INLINE_BYTES = 2**31 - 2**20
-"""Above this Protobuf cannot hold the weights, and they go to a file beside the model."""
-
 
 def save_model(model: ModelProto, path: str | os.PathLike[str]) -> None:
     """
-    Write the model; a model over 2 GB gets its weights in `<name>.data` beside it.
-
-    The file is written under another name in the same folder and renamed when it is whole.
+    Write the model: under another name in the same folder, and renamed when it is whole.
 
     Raises:
         OnnxPruneError: the file cannot be written.
     """
-    target = Path(path)
-    if model.ByteSize() <= INLINE_BYTES:
-        write_whole(target, model.SerializeToString())
-        return
-    data = f"{target.name}.data"
-    whole = lambda temporary: onnx.save_model(  # noqa: E731
-        model, str(temporary), save_as_external_data=True, location=data, size_threshold=1024
-    )
-    replace_whole(target, whole)
+    write_whole(Path(path), model.SerializeToString())
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write bytes so that the file appears whole or not at all."""
-    replace_whole(path, lambda temporary: temporary.write_bytes(content))
-
-
-def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in its place; a device or pipe is written to."""
+    """Write bytes so that the file appears whole or not at all; a device or pipe just gets them."""
     try:
         if is_special(path):
-            write(path)
+            path.write_bytes(content)
             return
         real = path.resolve()
         handle, name = tempfile.mkstemp(prefix=f".{real.name[:64]}.", suffix=".part", dir=real.parent)
         os.close(handle)
         temporary = Path(name)
         try:
-            write(temporary)
+            temporary.write_bytes(content)
             temporary.chmod(0o666 & ~current_umask())
             temporary.replace(real)
         finally:
