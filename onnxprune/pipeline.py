@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from onnxprune.choosing.choose import choose, groups_to_prune
 from onnxprune.choosing.plan import Plan
-from onnxprune.choosing.targets import Amount, Bound, Limits, Targets, amount
+from onnxprune.choosing.targets import Amount, Bound, Limits, Targets
 from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.errors import ModelError, TargetError, UsageError, VerificationError
 from onnxprune.probing.calibration import Calibration, Data, collected, describe, gather, given_shapes
@@ -22,6 +22,7 @@ from onnxprune.probing.losses import Loss, LossName, UserLoss, outputs_of, prepa
 from onnxprune.probing.probe import Progress, check_delta, loss_of, probe
 from onnxprune.probing.proxies import chances, magnitudes
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit, load_scores
+from onnxprune.reading.graph import constants_of
 from onnxprune.reading.read import Model, read
 from onnxprune.reporting.report import Comparison, Figures, GroupReport, Report
 from onnxprune.rewriting.rewrite import rewrite
@@ -263,25 +264,34 @@ def notes_on(session: Session, plan: Plan, scores: Sensitivities | None) -> Iter
 
 
 def planned(couplings: Couplings, scores: Sensitivities, targets: Targets, limits: Limits) -> tuple[Plan, ModelProto]:
-    """The plan and its model; where the file comes out larger than its bound, a smaller one is planned."""
-    plan = choose(couplings, scores, targets, limits)
-    pruned = rewrite(couplings, plan)
-    if targets.size is None:
-        return plan, pruned
-    bound = aimed = amount(targets.size, "size").of(couplings.costs.bytes.at({}))
-    for _ in range(5):
-        excess = pruned.ByteSize() - bound
-        if excess <= 0:
-            return plan, pruned
-        aimed -= excess
+    """The plan and its model; where that comes out larger than its bounds, a smaller one is planned."""
+    bounds = {name: bound for name, (_, bound) in targets.bounds(couplings.costs).items() if name != "macs"}
+    aimed = dict(bounds)
+    asked = targets
+    while True:
         try:
-            plan = choose(couplings, scores, replace(targets, size=Amount(aimed, is_share=False)), limits)
+            plan = choose(couplings, scores, asked, limits)
         except TargetError:
+            if asked is targets:
+                raise
             break
         pruned = rewrite(couplings, plan)
+        found = {"params": parameter_count(pruned), "size": pruned.ByteSize()}
+        excess = {name: found[name] - bound for name, bound in bounds.items() if found[name] > bound}
+        if not excess:
+            return plan, pruned
+        aimed |= {name: aimed[name] - more for name, more in excess.items()}
+        params, size = (Amount(aimed[name], is_share=False) if name in aimed else None for name in found)
+        asked = replace(targets, params=params, size=size)
+    name = next(iter(excess))
     raise TargetError(
-        f"Expected a file of at most {bound:,.0f} bytes, the smallest found has {pruned.ByteSize():,}. Ask for less."
+        f"Expected {name} of at most {bounds[name]:,.0f}, the smallest model found has {found[name]:,}. Ask for less."
     )
+
+
+def parameter_count(model: ModelProto) -> int:
+    """Float numbers in initializers and Constant nodes."""
+    return sum(constant.size for constant in constants_of(model.graph, "").values() if constant.is_float)
 
 
 def finished(
@@ -383,13 +393,13 @@ def figures(
     *,
     plan: Plan | None = None,
 ) -> Figures:
-    """The model in numbers; costs are read off the polynomials."""
+    """The model in numbers; its MACs are read off the polynomial."""
     couplings, judge = session.couplings, session.judged_by
     kept = plan.kept(couplings) if plan else {}
     widths = {dim: len(stay) for dim, stay in kept.items()}
     return Figures(
         macs=couplings.costs.macs.at(widths),
-        params=couplings.costs.params.at(widths),
+        params=parameter_count(model),
         bytes=size,
         loss=loss_of(couplings, session.calibration, judge, model=model, threads=threads) if judge else None,
         accuracy=accuracy(outputs, judge, session.calibration.labels) if judge else None,

@@ -16,7 +16,10 @@ from onnxprune.rules.operation import Op, Tensor
 from onnxprune.rules.registry import facts_of, refuse
 
 SHARED_ELEMENTS = 1024
-"""A constant with fewer elements, or with one axis, is typed at each use: sharing it is an exporter's thrift."""
+"""
+Indices and flags with fewer elements, and any weight that is a vector, are typed at each use: that unrelated layers
+share them is an exporter's thrift. A shared matrix is tied on purpose.
+"""
 
 F = TypeVar("F")
 
@@ -104,8 +107,9 @@ def seen_by(node: Node, graph: Graph, tensors: Mapping[str, Tensor], uses: dict[
 
 
 def typed_by_use(constant: Constant, graph: Graph) -> bool:
-    few = len(constant.shape) <= 1 or constant.size < SHARED_ELEMENTS
-    return few and constant.name not in graph.captured and all(port.name != constant.name for port in graph.outputs)
+    vector = sum(size > 1 for size in constant.shape) <= 1
+    thrift = vector if constant.is_weight else constant.size < SHARED_ELEMENTS
+    return thrift and constant.name not in graph.captured and all(port.name != constant.name for port in graph.outputs)
 
 
 def small_value(constant: Constant) -> np.ndarray | None:

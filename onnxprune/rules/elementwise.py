@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxprune.rules.facts import AllOf, AnyOf, Divisor, Fact, Zero
-from onnxprune.rules.operation import Op
+from onnxprune.rules.operation import NotUnderstood, Op
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import broadcast, copied_in_order, same_axes
 
@@ -13,16 +13,24 @@ from onnxprune.rules.vocabulary import broadcast, copied_in_order, same_axes
 @rule(
     *("Abs", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Erf", "Floor", "IsNaN", "Neg", "Round", "Sign", "Sin", "Sinh"),
     *("Sqrt", "Tan", "Tanh", "Softsign", "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "HardSwish"),
-    *("Swish", "Identity", "Dropout", "Cast", "BitCast", "ThresholdedRelu", "Shrink", "IsInf", "Bernoulli"),
+    *("Swish", "Identity", "Dropout", "Cast", "BitCast", "ThresholdedRelu", "Shrink", "IsInf"),
 )
 def keeps_zero(op: Op) -> Iterator[Fact]:
     """One input, and f(0) = 0. A second output (a dropout mask) has the same axes."""
+    refuse_training(op)
     x = op.input(0)
     for y in op.results:
         yield from same_axes(x, y)
     yield Zero(op.output(), x)
     if op.node.op_type in ("Identity", "Cast"):
         yield from copied_in_order(op)
+
+
+def refuse_training(op: Op) -> None:
+    """Random numbers are drawn position by position: with fewer positions, others would be drawn."""
+    training = op.optional(2) if op.node.op_type == "Dropout" else None
+    if training is not None and (training.value is None or training.value.any()):
+        raise NotUnderstood("it is in training mode")
 
 
 @rule("Acos", "BitwiseNot", "Cos", "Cosh", "Exp", "HardSigmoid", "Not", "Sigmoid", "Softplus")
