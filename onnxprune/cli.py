@@ -27,7 +27,7 @@ from onnxprune.probing.probe import check_delta, probe
 from onnxprune.reading.read import load, read
 from onnxprune.reporting import tables
 from onnxprune.reporting.inspection import inspect as inspect_couplings
-from onnxprune.rewriting.saving import check_target, is_same, is_special, save_model, write_whole
+from onnxprune.rewriting.saving import check_target, is_same, is_special, write_whole
 from onnxprune.verifying.verify import verify
 
 DEFAULT_COMMAND = "prune"
@@ -254,7 +254,7 @@ def sensitivity_command(
     samples = samples if count is None else samples.first(count)
     with progress_bar(quiet) as progress:
         scores = probe(couplings, samples, loss, groups=groups, delta=delta, threads=threads, progress=progress)
-    write_whole(Path(output), scores.to_json().encode())
+    write_whole({Path(output): scores.to_json().encode()})
     if not quiet:
         stdout_console().print(tables.scores_table(scores))
         click.echo(f"\n{scores.loss}, {scores.samples} samples, delta {scores.delta:g}; written to {output}")
@@ -327,12 +327,13 @@ def sample_count(text: str) -> int | None:
 
 
 def write_result(result: PruneResult, target: str, plan: str | None, json_file: str | None) -> None:
-    """The model, then its plan and report."""
-    save_model(result.model, target)
+    """The model, its plan and its report: all of them or none."""
+    contents = {Path(target): result.model.SerializeToString()}
     if plan is not None:
-        write_whole(Path(plan), result.plan.to_json().encode())
+        contents[Path(plan)] = result.plan.to_json().encode()
     if json_file is not None:
-        write_whole(Path(json_file), result.report.to_json().encode())
+        contents[Path(json_file)] = result.report.to_json().encode()
+    write_whole(contents)
 
 
 def show_result(result: PruneResult, target: str, quiet: bool) -> None:

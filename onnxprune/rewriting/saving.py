@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from onnx import ModelProto
@@ -18,28 +19,37 @@ def save_model(model: ModelProto, path: str | os.PathLike[str]) -> None:
     Raises:
         OnnxPruneError: the file cannot be written.
     """
-    write_whole(Path(path), model.SerializeToString())
+    write_whole({Path(path): model.SerializeToString()})
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write bytes so that the file appears whole or not at all; a device or pipe just gets them."""
+def write_whole(contents: Mapping[Path, bytes]) -> None:
+    """
+    Write files so that all of them appear whole, or none at all.
+
+    Each is written under another name beside its place; when all are there, they are renamed. A device or pipe just
+    gets its bytes.
+    """
+    written: dict[Path, Path] = {}
+    path = Path()
     try:
-        if is_special(path):
-            path.write_bytes(content)
-            return
-        real = path.resolve()
-        handle, name = tempfile.mkstemp(prefix=f".{real.name[:64]}.", suffix=".part", dir=real.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            temporary.write_bytes(content)
-            temporary.chmod(0o666 & ~current_umask())
-            temporary.replace(real)
-        finally:
-            temporary.unlink(missing_ok=True)
+        for path, content in contents.items():
+            if is_special(path):
+                path.write_bytes(content)
+                continue
+            real = path.resolve()
+            handle, name = tempfile.mkstemp(prefix=f".{real.name[:64]}.", suffix=".part", dir=real.parent)
+            os.close(handle)
+            written[Path(name)] = real
+            Path(name).write_bytes(content)
+            Path(name).chmod(0o666 & ~current_umask())
+        for temporary, path in written.items():
+            temporary.replace(path)
     except OSError as failure:
         reason = failure.strerror or failure
         raise OnnxPruneError(f"Cannot write {str(path)!r}: {reason}. Choose another place.") from None
+    finally:
+        for temporary in written:
+            temporary.unlink(missing_ok=True)
 
 
 def is_special(path: Path) -> bool:
