@@ -9,30 +9,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
-import numpy as np
 from onnx import ModelProto
 
 from onnxprune.choosing.choose import choose, groups_to_prune
 from onnxprune.choosing.plan import Plan
 from onnxprune.choosing.targets import Amount, Bound, Limits, Targets
-from onnxprune.coupling.couple import Couplings, couple
+from onnxprune.coupling.couple import Couplings, Group, couple
 from onnxprune.errors import ModelError, TargetError, UsageError, VerificationError
-from onnxprune.probing.calibration import Calibration, Data, collected, describe, gather, given_shapes
-from onnxprune.probing.losses import Loss, LossName, UserLoss, outputs_of, prepare_loss
-from onnxprune.probing.probe import Progress, check_delta, loss_of, probe
+from onnxprune.probing.calibration import Data, collected, describe, given_shapes
+from onnxprune.probing.losses import LossName, UserLoss, outputs_of, prepare_loss
+from onnxprune.probing.probe import Progress, check_delta, probe
 from onnxprune.probing.proxies import chances, magnitudes
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit, load_scores
-from onnxprune.reading.graph import constants_of
 from onnxprune.reading.read import Model, read
-from onnxprune.reporting.report import Comparison, Figures, GroupReport, Report
+from onnxprune.reporting.measuring import Session, figures, notes_on, open_session, parameter_count
+from onnxprune.reporting.report import Comparison, GroupReport, Report
 from onnxprune.rewriting.rewrite import rewrite
 from onnxprune.rewriting.saving import check_target, save_model
-from onnxprune.verifying.measure import accuracy, distance, latency
+from onnxprune.verifying.measure import distance, latency
 from onnxprune.verifying.verify import verify
 
 DEFAULT_MACS = 0.7
 PROBE_SAMPLES = 256
-MEASURED_SAMPLES = 2048
 
 
 @dataclass(frozen=True)
@@ -76,17 +74,6 @@ class Clock:
         start = time.perf_counter()
         yield
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
-
-
-@dataclass(frozen=True)
-class Session:
-    """What every command works on: the couplings, the samples and the original's outputs for them."""
-
-    couplings: Couplings
-    calibration: Calibration
-    outputs: Mapping[str, np.ndarray]
-    judged_by: Loss | None
-    """The loss that is reported of both models; None where no output makes one."""
 
 
 def prune(
@@ -164,7 +151,6 @@ def prune(
     with clock.stage("run the original"):
         judge: LossName | UserLoss = loss if callable(loss) else "auto"
         session = open_session(couplings, arrays, judge=judge, labels=labels, seed=seed, threads=threads)
-    calibration = session.calibration
     with clock.stage("score channels"):
         if scores is not None:
             check_fit(scores, couplings, "the scores given")
@@ -173,10 +159,7 @@ def prune(
         elif criterion == "random":
             scores = chances(couplings, groups, seed)
         else:
-            probed = prepare_loss(couplings.graph, calibration, loss, reference=session.outputs)
-            few = calibration if probe_samples is None else calibration.first(probe_samples)
-            probed = probed.first(len(few))
-            scores = probe(couplings, few, probed, groups=groups, delta=delta, threads=threads, progress=progress)
+            scores = probed(session, groups, loss, delta, probe_samples, progress)
     with clock.stage("choose and rewrite"):
         plan, pruned = planned(couplings, scores, targets, limits)
     settings: dict[str, str | float | int | None] = {
@@ -191,7 +174,22 @@ def prune(
         "probe samples": scores.samples,
         "seed": seed,
     }
-    return finished(session, plan, pruned, scores, settings, notes, clock, threads)
+    return finished(session, plan, pruned, scores, settings, notes, clock)
+
+
+def probed(
+    session: Session,
+    groups: Sequence[Group],
+    loss: LossName | UserLoss,
+    delta: float,
+    samples: int | None,
+    progress: Progress | None,
+) -> Sensitivities:
+    """Sensitivities on the first samples of the session."""
+    calibration, couplings = session.calibration, session.couplings
+    few = calibration if samples is None else calibration.first(samples)
+    measured = prepare_loss(couplings.graph, calibration, loss, reference=session.outputs).first(len(few))
+    return probe(couplings, few, measured, groups=groups, delta=delta, threads=session.threads, progress=progress)
 
 
 def apply(
@@ -223,44 +221,7 @@ def apply(
     with clock.stage("choose and rewrite"):
         pruned = rewrite(couplings, plan)
     settings: dict[str, str | float | int | None] = {"criterion": "plan", "seed": seed}
-    return finished(session, plan, pruned, None, settings, [], clock, threads)
-
-
-def open_session(
-    couplings: Couplings,
-    data: Data | None,
-    *,
-    judge: LossName | UserLoss,
-    labels: str,
-    seed: int,
-    threads: int,
-) -> Session:
-    """The samples, the original's outputs for them, and the loss to report."""
-    calibration = gather(couplings.graph, data, labels=labels, seed=seed).first(MEASURED_SAMPLES)
-    outputs = outputs_of(couplings.graph.model, calibration, threads=threads)
-    try:
-        judged_by = prepare_loss(couplings.graph, calibration, judge, reference=outputs)
-    except UsageError:
-        if judge != "auto":
-            raise
-        return Session(couplings, calibration, outputs, None)
-    return Session(couplings, calibration, outputs, judged_by)
-
-
-def notes_on(session: Session, plan: Plan, scores: Sensitivities | None) -> Iterator[str]:
-    """What a user should know of a run besides its figures."""
-    labels, judge = session.calibration.labels, session.judged_by
-    if session.calibration.synthetic and scores is not None and scores.criterion == "sensitivity":
-        yield "No calibration data: scores and checks use random inputs, so expect to lose more accuracy. Pass data."
-    elif session.calibration.synthetic:
-        yield "No calibration data: the checks and figures are those of random inputs. Pass data."
-    if labels is not None and (judge is None or judge.name in ("kl", "mse")):
-        yield (
-            f"The labels ({labels.dtype} {list(labels.shape)}) are not used: "
-            "they are not integers, one class number per sample, that fit an output."
-        )
-    if not plan.removed:
-        yield "Nothing was removed: the targets hold already."
+    return finished(session, plan, pruned, None, settings, [], clock)
 
 
 def planned(couplings: Couplings, scores: Sensitivities, targets: Targets, limits: Limits) -> tuple[Plan, ModelProto]:
@@ -289,11 +250,6 @@ def planned(couplings: Couplings, scores: Sensitivities, targets: Targets, limit
     )
 
 
-def parameter_count(model: ModelProto) -> int:
-    """Float numbers in initializers and Constant nodes."""
-    return sum(constant.size for constant in constants_of(model.graph, "").values() if constant.is_float)
-
-
 def finished(
     session: Session,
     plan: Plan,
@@ -302,7 +258,6 @@ def finished(
     settings: Mapping[str, str | float | int | None],
     notes: Sequence[str],
     clock: Clock,
-    threads: int,
 ) -> PruneResult:
     """Check the pruned model, measure both, and report; a model that fails its check goes no further."""
     couplings = session.couplings
@@ -315,10 +270,10 @@ def finished(
             "Leave out the groups at fault with --skip, and please report the model."
         )
     with clock.stage("measure"):
-        after = outputs_of(pruned, session.calibration, threads=threads)
-        timed = latency((couplings.graph.model, pruned), session.calibration, threads=threads)
-        original = figures(session, couplings.graph.model, couplings.graph.file_bytes, session.outputs, threads)
-        smaller = figures(session, pruned, pruned.ByteSize(), after, threads, plan=plan)
+        after = outputs_of(pruned, session.calibration, threads=session.threads)
+        timed = latency((couplings.graph.model, pruned), session.calibration, threads=session.threads)
+        original = figures(session, couplings.graph.model, couplings.graph.file_bytes, session.outputs)
+        smaller = figures(session, pruned, pruned.ByteSize(), after, plan=plan)
     report = Report(
         format="onnxprune-report",
         version=1,
@@ -370,8 +325,8 @@ def compare(
         after = outputs_of(second.graph.model, session.calibration, threads=threads)
         return Comparison(
             loss_name=session.judged_by.name if session.judged_by else "",
-            original=figures(session, models[0], first.graph.file_bytes, session.outputs, threads),
-            pruned=figures(other, models[1], second.graph.file_bytes, after, threads),
+            original=figures(session, models[0], first.graph.file_bytes, session.outputs),
+            pruned=figures(other, models[1], second.graph.file_bytes, after),
             latency=latency(models, session.calibration, threads=threads),
             distance=distance(session.outputs, after),
             samples=len(session.calibration),
@@ -382,28 +337,6 @@ def interface_text(couplings: Couplings) -> str:
     """Inputs and outputs in a line."""
     graph = couplings.graph
     return f"{[describe(port) for port in graph.inputs]} -> {[describe(port) for port in graph.outputs]}"
-
-
-def figures(
-    session: Session,
-    model: ModelProto,
-    size: int,
-    outputs: Mapping[str, np.ndarray],
-    threads: int,
-    *,
-    plan: Plan | None = None,
-) -> Figures:
-    """The model in numbers; its MACs are read off the polynomial."""
-    couplings, judge = session.couplings, session.judged_by
-    kept = plan.kept(couplings) if plan else {}
-    widths = {dim: len(stay) for dim, stay in kept.items()}
-    return Figures(
-        macs=couplings.costs.macs.at(widths),
-        params=parameter_count(model),
-        bytes=size,
-        loss=loss_of(couplings, session.calibration, judge, model=model, threads=threads) if judge else None,
-        accuracy=accuracy(outputs, judge, session.calibration.labels) if judge else None,
-    )
 
 
 def spelled(bound: Bound) -> str | float | int | None:
