@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -91,19 +92,27 @@ def seen_by(node: Node, graph: Graph, tensors: Mapping[str, Tensor], uses: dict[
     def at(index: int, name: str) -> Tensor | None:
         constant = graph.constants.get(name)
         if constant is not None and typed_by_use(constant, graph):
-            fresh = Tensor(name, tuple(Dim(size) for size in constant.shape), small_value(constant))
-            uses[node.position, index] = fresh
-            return fresh
+            own = tensors[name].axes if takes_a_part else tuple(Dim(size) for size in constant.shape)
+            uses[node.position, index] = Tensor(name, own, small_value(constant))
+            return uses[node.position, index]
         tensor = tensors.get(name)
         if tensor is None:
             return None
         value = graph.values.get(name) if name in knowable else None
         return Tensor(name, tensor.axes, small_value(constant) if constant else value)
 
+    takes_a_part = follows(node, knowable) and cuts_a_constant(node, graph)
     inputs = tuple(at(index, name) for index, name in enumerate(node.inputs))
     outputs = tuple(tensors.get(name) for name in node.outputs)
     domain_version = graph.opsets.get(node.domain, 0)
     return Op(node, inputs, outputs, domain_version)
+
+
+def cuts_a_constant(node: Node, graph: Graph) -> bool:
+    """Is every output smaller than the constant read first? Such parts belong together, however often it is read."""
+    whole = graph.constants.get(node.inputs[0]) if node.inputs else None
+    sizes = [math.prod(graph.shapes.get(name, ())) for name in node.outputs if name]
+    return whole is not None and all(size < whole.size for size in sizes)
 
 
 def typed_by_use(constant: Constant, graph: Graph) -> bool:

@@ -26,11 +26,13 @@ class Sizes:
         self.computed = frozenset(self._computed())
 
     def _computed(self) -> Iterator[str]:
-        """Tensors computed from constants and shapes alone that lose no positions themselves."""
+        """Tensors computed from constants and shapes alone, without anything that loses positions."""
         for one in self.couplings.typing.stated:
             outputs = [name for name in one.op.node.outputs if name]
             follow = all(name in self.couplings.typing.knowable for name in outputs)
-            if follow and not any(self.shrinks(result) for result in one.op.results):
+            measures = any(name in self.measured for name in outputs)
+            involved = one.op.results if measures else (*one.op.tensors, *one.op.results)
+            if follow and not any(self.shrinks(tensor) for tensor in involved):
                 yield from (name for name in outputs if name not in self.graph.constants)
 
     def shrinks(self, tensor: Tensor) -> bool:

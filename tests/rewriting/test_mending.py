@@ -66,3 +66,36 @@ def test_a_shape_made_of_a_sum_follows_the_new_width() -> None:
         ),
         groups=[8],
     )
+
+
+def test_a_part_behind_one_that_shrinks_is_cut_where_it_now_begins() -> None:
+    """The second half of a weight, which stays whole, starts earlier when the first half loses positions."""
+    assert_removal_equals_zeroing(
+        build(
+            """
+            w = Slice(both[16,8], s0{0}, s8{8}, ax0{0})
+            v = Slice(both, s8b{8}, s16{16}, ax0b{0})
+            a = Gemm<transB=1>(x[N,8], w)
+            r = Relu(a)
+            b = Gemm<transB=1>(r, w2[8,8])
+            y = Gemm<transB=1>(b, v)
+            """
+        ),
+        groups=[8],
+    )
+
+
+def test_parts_of_one_vector_belong_together() -> None:
+    """A bias that is cut and put together in another order, as exporters do for gates, is one vector and not three."""
+    assert_removal_equals_zeroing(
+        build(
+            """
+            b1 = Slice(bias[12], s0{0}, s4{4}, ax0{0})
+            b2 = Slice(bias, s4b{4}, s12{12}, ax1{0})
+            b = Concat<axis=0>(b2, b1)
+            a = Gemm<transB=1>(x[N,5], w1[12,5], b)
+            y = Gemm<transB=1>(a, w2[3,12])
+            """
+        ),
+        groups=[8, 4],
+    )
