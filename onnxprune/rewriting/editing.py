@@ -92,7 +92,8 @@ class Draft:
         """
         The new model: nodes and constants that only the edits left without a reader are gone, recorded shapes are true.
 
-        `sizes_of` gives the new size of each axis of a tensor whose size changes, and None for the others.
+        `sizes_of` gives the new size of each axis of a tensor whose size changes, and None for the others. The draft
+        hands its constants over and is used up.
         """
         model = ModelProto()
         copy_fields(self._graph.model, model, skip={"graph"})
@@ -103,7 +104,7 @@ class Draft:
         as_nodes = self._graph.model.ir_version < INITIALIZERS_ARE_NO_INPUTS
         for tensor in old.initializer:
             if tensor.name not in unread:
-                new.initializer.append(self._changed.get(tensor.name, tensor))
+                new.initializer.append(self._changed.pop(tensor.name, tensor))
         for tensor in self._added.values():
             if as_nodes:
                 new.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
