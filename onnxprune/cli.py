@@ -350,7 +350,7 @@ def show_result(result: PruneResult, target: str, quiet: bool) -> None:
     verdict = result.report.verdict
     console.print(
         f"\nVerified on {verdict.samples} samples: equals the original with the removed slices set to zero "
-        f"({verdict.equality}). Written to {target}",
+        f"({verdict.equality}). Written to {escape(target)}",
         highlight=False,
         soft_wrap=True,
     )

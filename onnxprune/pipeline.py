@@ -91,8 +91,8 @@ def prune(
     labels: str = "labels",
     delta: float = 1.0,
     probe_samples: int | None = PROBE_SAMPLES,
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
+    only: str | Sequence[str] = (),
+    skip: str | Sequence[str] = (),
     min_channels: int = 1,
     multiple_of: int = 1,
     seed: int = 0,
@@ -136,7 +136,7 @@ def prune(
     if not targets.any:
         targets = replace(targets, macs=DEFAULT_MACS)
         notes.append(f"No target was given: the target is {DEFAULT_MACS:.0%} of the MACs (--macs {DEFAULT_MACS:.0%}).")
-    limits = Limits(tuple(only), tuple(skip), min_channels, multiple_of)
+    limits = Limits(globs(only), globs(skip), min_channels, multiple_of)
     check_delta(delta)
     if criterion not in get_args(Criterion):
         raise UsageError(f"Expected a criterion among {', '.join(get_args(Criterion))}, found {criterion!r}.")
@@ -337,6 +337,11 @@ def interface_text(couplings: Couplings) -> str:
     """Inputs and outputs in a line."""
     graph = couplings.graph
     return f"{[describe(port) for port in graph.inputs]} -> {[describe(port) for port in graph.outputs]}"
+
+
+def globs(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One glob or several."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def spelled(bound: Bound) -> str | float | int | None:

@@ -33,7 +33,7 @@ class Variant:
 
 def variants(couplings: Couplings, kept: Kept) -> Iterator[Variant]:
     """Every form of every constant that loses positions in one of its uses, the constant's own name first."""
-    taken = set(couplings.graph.shapes)
+    taken = set(couplings.graph.names)
     for name in couplings.graph.constants:
         forms: dict[tuple[object, ...], list[Variant]] = {}
         for use, tensor in couplings.constant_uses(name):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from onnxprune.coupling.unification import Reason, Solver
-from onnxprune.reading.graph import Constant, Graph, Node
-from onnxprune.rules.axes import Axis, Dim, leaves
+from onnxprune.reading.graph import Constant, Graph, Node, Shape
+from onnxprune.reading.observing import other_settings
+from onnxprune.rules.axes import Axis, Dim, leaves, width
 from onnxprune.rules.facts import Contracted, Equal, Fact, Frozen, Inexact, Measured
 from onnxprune.rules.operation import Op, Tensor
 from onnxprune.rules.registry import facts_of, refuse
@@ -46,6 +47,9 @@ class Typing:
     uses: Mapping[Use, Tensor]
     knowable: frozenset[str]
     """Tensors whose numbers follow from constants and from shapes alone."""
+
+    other_shapes: tuple[Mapping[str, Shape], ...]
+    """Shapes of all computed tensors at other settings of the dynamic sizes."""
 
     def at(self, node: Node, index: int) -> Tensor | None:
         """What `node` sees at input `index`."""
@@ -83,7 +87,47 @@ def solve_types(graph: Graph) -> Typing:
         side = "input" if port in graph.inputs else "output"
         for axis in tensors[port.name].axes if port.name in tensors else ():
             solver.freeze(axis, Reason(f"it is an axis of the model's {side} {port.name!r}"))
-    return Typing(solver, tuple(stated), tensors, uses, frozenset(knowable))
+    for name in knowable.intersection((*graph.captured, *(port.name for port in graph.outputs))):
+        for measured in measured_behind(name, graph, stated):
+            solver.freeze(
+                measured, Reason(f"its width is told to {'a body' if name in graph.captured else 'the output'}")
+            )
+    others = tuple(seen.shapes for seen in other_settings(graph.model, graph.inputs, graph.input_shapes))
+    typed = (*tensors.items(), *((tensor.name, tensor) for tensor in uses.values()))
+    for shapes in others:
+        freeze_what_moves(solver, [(tensor, shapes.get(name, tensor.shape)) for name, tensor in typed])
+    return Typing(solver, tuple(stated), tensors, uses, frozenset(knowable), others)
+
+
+def measured_behind(name: str, graph: Graph, stated: Sequence[Stated]) -> Iterator[Axis]:
+    """The axes whose widths the numbers of a computed tensor come from."""
+    pending, seen = [name], set[str]()
+    while pending:
+        tensor = pending.pop()
+        maker = graph.makers.get(tensor)
+        if maker is None or tensor in seen:
+            continue
+        seen.add(tensor)
+        measured = [fact for fact in stated[maker.position].facts if isinstance(fact, Measured)]
+        yield from (axis for fact in measured for axis in fact.sizes)
+        pending.extend(maker.inputs if not measured else ())
+
+
+def freeze_what_moves(solver: Solver, observed: Sequence[tuple[Tensor, Shape]]) -> None:
+    """
+    Freeze every axis whose type does not hold at another setting of the dynamic sizes.
+
+    A table that is cut at a dynamic length has the type  length + rest  at one setting only: the rest moves.
+    """
+    axes = [pair for tensor, shape in observed for pair in zip(tensor.axes, shape, strict=True)]
+    resolved = [(solver.resolve(axis), size) for axis, size in axes]
+    sizes: dict[Dim, int] = {}
+    for axis, size in resolved:
+        if isinstance(axis, Dim):
+            sizes.setdefault(axis, size)
+    for axis, size in resolved:
+        if width(axis, sizes) != size or (isinstance(axis, Dim) and size != axis.size):
+            solver.freeze(axis, Reason("its positions move with a dynamic size"))
 
 
 def seen_by(node: Node, graph: Graph, tensors: Mapping[str, Tensor], uses: dict[Use, Tensor], knowable: set[str]) -> Op:

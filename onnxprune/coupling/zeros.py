@@ -76,7 +76,9 @@ def zero_sets_at(
             continue
         if tensor.name not in graph.constants:
             found[id(tensor)] = known.get(tensor.name, ZeroSet())
-        elif (op.node.position, index) in divisors:
+        elif (op.node.position, index) in divisors or divides_elsewhere(
+            tensor.name, op, index, graph, typing, divisors
+        ):
             found[id(tensor)] = ZeroSet()
         else:
             nothing_but_zeros = (
@@ -84,6 +86,13 @@ def zero_sets_at(
             )
             found[id(tensor)] = ZeroSet(dims_of(tensor, typing), everywhere=nothing_but_zeros)
     return found
+
+
+def divides_elsewhere(name: str, op: Op, index: int, graph: Graph, typing: Typing, divisors: frozenset[Use]) -> bool:
+    """Is the constant one for all its uses, and a divisor at another?"""
+    if (op.node.position, index) in typing.uses:
+        return False
+    return any((node.position, number) in divisors for node, number in graph.readers[name])
 
 
 def dims_of(tensor: Tensor, typing: Typing) -> frozenset[Dim]:

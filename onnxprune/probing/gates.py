@@ -63,6 +63,9 @@ class Gate:
         return np.ascontiguousarray(ordered.reshape(shape).astype(np.float32))
 
 
+gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR  # it would warn on stdout of every name in a body
+
+
 def gates_of(couplings: Couplings, dims: Iterable[Dim]) -> tuple[Gate, ...]:
     """One gate for each tensor axis that a sink of these Dims sums over."""
     wanted = set(dims)

@@ -35,8 +35,13 @@ class Node:
         return f"{self.domain}.{self.op_type}" if self.domain else self.op_type
 
     @property
+    def bodies(self) -> tuple[GraphProto, ...]:
+        """The graphs among its attributes."""
+        return tuple(value for value in self.attributes.values() if isinstance(value, GraphProto))
+
+    @property
     def has_body(self) -> bool:
-        return any(isinstance(value, GraphProto) for value in self.attributes.values())
+        return bool(self.bodies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,12 @@ class Graph:
         return frozenset(name for node in self.nodes for name in node.captured)
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        """Every name of a tensor, those inside bodies too."""
+        inner = (name for node in self.nodes for body in node.bodies for name in names_in(body))
+        return frozenset((*self.shapes, *self.readers, *self.makers, *inner))
+
+    @cached_property
     def has_batch(self) -> bool:
         """Is the first axis of every input dynamic?"""
         return bool(self.inputs) and all(
@@ -202,6 +213,17 @@ def outer_names(body: GraphProto) -> set[str]:
             for inner in (attribute.g, *attribute.graphs):
                 wanted |= outer_names(inner)
     return wanted - defined
+
+
+def names_in(body: GraphProto) -> Iterator[str]:
+    """Every name that a body, or a body in it, gives to a tensor."""
+    yield from (port.name for port in body.input)
+    yield from (tensor.name for tensor in body.initializer)
+    for node in body.node:
+        yield from node.output
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from names_in(inner)
 
 
 def constants_of(graph: GraphProto, folder: str) -> dict[str, Constant]:

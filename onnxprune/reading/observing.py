@@ -51,17 +51,21 @@ def session_for(
             "Expected a model of up to 2 GB, the most that Protobuf holds, found a larger one. "
             "It can be inspected, but not yet run and pruned."
         ) from None
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as failure:  # ONNX Runtime raises many kinds
+        first = str(failure).splitlines()[0]
+        raise ModelError(
+            f"ONNX Runtime does not take the model: {first} Check that it loads in ONNX Runtime by itself."
+        ) from None
 
 
-def observe_first(
-    model: ModelProto, ports: Sequence[Port], given: Mapping[str, Shape], *, batch: int = 2
-) -> Observation:
+def observe_first(model: ModelProto, ports: Sequence[Port], given: Mapping[str, Shape]) -> Observation:
     """Observe the model at the first setting of its dynamic sizes at which it runs."""
     failures = []
-    for input_shapes in settings(ports, given, batch=batch):
+    for input_shapes in settings(ports, given):
         try:
-            return inferred(model, input_shapes) or observe(model, ports, input_shapes)
+            return observe(model, ports, input_shapes)
         except Exception as failure:  # ONNX Runtime raises many kinds; each means "not at these sizes"
             failures.append(str(failure).splitlines()[0])
     raise ModelError(
@@ -70,58 +74,54 @@ def observe_first(
     )
 
 
-def settings(ports: Sequence[Port], given: Mapping[str, Shape], *, batch: int) -> Iterator[dict[str, Shape]]:
-    """Ways to fill in the dynamic sizes: distinct primes first, then common image and sequence sizes."""
+def settings(ports: Sequence[Port], given: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:
+    """
+    Ways to fill in the dynamic sizes: a batch of 2 with distinct primes first, then common sizes, then a batch of 1.
+
+    A dimension name has one size wherever it stands; sizes that data give (all but the batch) come before made-up ones.
+    """
     primes = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
-    for others in (primes, (8,), (64,), (224,), (32,), (1,), (128,), (640,)):
+    for batch, others in itertools.product((2, 1), (primes, (8,), (64,), (224,), (32,), (1,), (128,), (640,))):
         names: dict[str, int] = {}
         fresh = itertools.cycle(others)
-        filled: dict[str, Shape] = {}
-        for port in ports:
-            sizes = []
-            for axis, size in enumerate(port.shape or ()):
-                if isinstance(size, int):
-                    sizes.append(size)
-                elif port.name in given and axis < len(given[port.name]) and axis > 0:
-                    sizes.append(given[port.name][axis])
-                elif axis == 0:
-                    sizes.append(batch)
-                elif size is None:
-                    sizes.append(next(fresh))
-                else:
-                    sizes.append(names.setdefault(size, batch if size == (port.shape or ())[0] else next(fresh)))
-            filled[port.name] = tuple(sizes)
-        yield filled
-        if not any(
-            axis > 0 and not isinstance(size, int) for port in ports for axis, size in enumerate(port.shape or ())
-        ):
-            return
+        yield {port.name: filled(port, given.get(port.name, ()), batch, names, fresh) for port in ports}
 
 
-def inferred(model: ModelProto, input_shapes: Mapping[str, Shape]) -> Observation | None:
-    """Shapes by ONNX's inference alone; None unless it finds all of them and the graph computes no integers."""
-    structure = without_weights(model)
-    for port in structure.graph.input:
-        for dim, size in zip(port.type.tensor_type.shape.dim, input_shapes[port.name], strict=False):
-            dim.dim_value = size
-    del structure.graph.value_info[:]
-    try:
-        found = onnx.shape_inference.infer_shapes(structure)
-    except Exception:  # inference raises many kinds; running the model tells more
-        return None
-    infos = [*found.graph.value_info, *found.graph.output]
-    known = {info.name: info.type.tensor_type for info in infos if info.type.HasField("tensor_type")}
-    shapes = dict(input_shapes)
-    for name in (name for node in model.graph.node for name in node.output if name):
-        kind = known.get(name)
-        if kind is None or not kind.HasField("shape") or not all(dim.HasField("dim_value") for dim in kind.shape.dim):
-            return None
-        shapes[name] = tuple(int(dim.dim_value) for dim in kind.shape.dim)
-    constants = {node.output[0] for node in model.graph.node if constant_tensor(node) is not None}
-    computed = [kind.elem_type for name, kind in known.items() if name not in constants and name in shapes]
-    if any(element in (TensorProto.INT64, TensorProto.INT32) for element in computed):
-        return None
-    return Observation(dict(input_shapes), shapes, {})
+def filled(port: Port, given: Shape, batch: int, names: dict[str, int], fresh: Iterator[int]) -> Shape:
+    """Concrete sizes for one input; names that get a size here are remembered in `names`."""
+    sizes = []
+    for axis, declared in enumerate(port.shape or ()):
+        if isinstance(declared, int):
+            sizes.append(declared)
+            continue
+        made_up = batch if axis == 0 else given[axis] if axis < len(given) else next(fresh)
+        sizes.append(made_up if declared is None else names.setdefault(declared, made_up))
+    return tuple(sizes)
+
+
+def other_settings(model: ModelProto, ports: Sequence[Port], first: Mapping[str, Shape]) -> Iterator[Observation]:
+    """The model at a larger and at a smaller setting of its dynamic sizes, where it has any and runs at it."""
+    if not any(port.is_dynamic for port in ports):
+        return
+    for step in (1, -1):
+        for only in (None, 0):
+            try:
+                yield observe(model, ports, moved(ports, first, step, only))
+                break
+            except Exception:  # these sizes do not suit the model; the next may
+                continue
+
+
+def moved(ports: Sequence[Port], first: Mapping[str, Shape], step: int, only: int | None) -> dict[str, Shape]:
+    """The input shapes with every dynamic size (on one axis only, if given) changed by `step`."""
+    found = {}
+    for port in ports:
+        declared = enumerate(zip(port.shape or (), first[port.name], strict=True))
+        found[port.name] = tuple(
+            size if isinstance(said, int) or only not in (None, axis) else size + step
+            for axis, (said, size) in declared
+        )
+    return found
 
 
 def observe(model: ModelProto, ports: Sequence[Port], input_shapes: Mapping[str, Shape]) -> Observation:

@@ -28,7 +28,7 @@ class Draft:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self._taken = set(graph.shapes)
+        self._taken = set(graph.names)
         self._nodes: list[NodeProto] = []
         for node in graph.model.graph.node:
             copy = NodeProto()

@@ -7,15 +7,14 @@ in the constant it came from, by a constant factor, or else by doing the arithme
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
 from onnxprune.errors import ModelError
-from onnxprune.reading.graph import Graph, Node, Shape
-from onnxprune.reading.observing import observe
+from onnxprune.reading.graph import Node
 from onnxprune.rewriting.editing import Draft
 from onnxprune.rewriting.shape_graph import ShapeGraph
 from onnxprune.rewriting.widths import Sizes
@@ -42,7 +41,7 @@ class Mender:
         self.draft = draft
         self.candidates = candidates
         self.shape_graph = ShapeGraph(sizes, [c.node.inputs[c.index] for c in candidates])
-        settings = [self.graph.shapes, *(other_settings(self.graph) if self.shape_graph.needed else ())]
+        settings = [self.graph.shapes, *(sizes.couplings.typing.other_shapes if self.shape_graph.needed else ())]
         self.before = tuple(self.shape_graph.run(shapes, new=False) for shapes in settings)
         self.after = tuple(self.shape_graph.run(shapes, new=True) for shapes in settings)
         self.made: dict[tuple[str, bytes], str] = {}
@@ -176,37 +175,6 @@ class Mender:
             f"Expected the size computed in tensor {name!r} to follow the new widths by a factor, found none "
             "that does. Leave out the groups that reach it with --skip."
         )
-
-
-def other_settings(graph: Graph) -> Iterator[Mapping[str, Shape]]:
-    """All shapes at a larger and at a smaller setting of the dynamic sizes, where the model has any and runs at it."""
-    if not any(port.is_dynamic for port in graph.inputs):
-        return
-    for step in (1, -1):
-        for axes in (None, (0,)):
-            try:
-                yield observe(graph.model, graph.inputs, moved(graph, step, axes)).shapes
-                break
-            except Exception:  # these sizes do not suit the model; the next may
-                continue
-
-
-def moved(graph: Graph, step: int, axes: tuple[int, ...] | None) -> dict[str, Shape]:
-    """The input shapes with every dynamic size (on `axes` only, if given) changed by `step`."""
-
-    def size(axis: int, declared: int | str | None, observed: int) -> int:
-        stays = isinstance(declared, int) or (axes is not None and axis not in axes)
-        return observed if stays else observed + step
-
-    return {
-        port.name: tuple(
-            size(axis, declared, observed)
-            for axis, (declared, observed) in enumerate(
-                zip(port.shape or (), graph.input_shapes[port.name], strict=True)
-            )
-        )
-        for port in graph.inputs
-    }
 
 
 def scaled(numbers: np.ndarray, factors: tuple[Fraction, ...] | None) -> np.ndarray:

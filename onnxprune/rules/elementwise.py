@@ -18,6 +18,8 @@ from onnxprune.rules.vocabulary import broadcast, copied_in_order, same_axes
 def keeps_zero(op: Op) -> Iterator[Fact]:
     """One input, and f(0) = 0. A second output (a dropout mask) has the same axes."""
     refuse_training(op)
+    if float(op.attribute("lambd", 0.5)) < 0:
+        raise NotUnderstood("its threshold is negative")
     x = op.input(0)
     for y in op.results:
         yield from same_axes(x, y)

@@ -249,6 +249,8 @@ def constant_of_shape(op: Op) -> Iterator[Fact]:
 @rule("Constant")
 def constant(op: Op) -> Iterator[Fact]:
     """Read as a constant; says nothing more."""
+    if op.attribute("sparse_value") is not None:
+        raise NotUnderstood("it holds a sparse tensor")
     return iter(())
 
 

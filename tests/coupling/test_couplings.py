@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.models import build
-from tests.oracle import assert_inexact, assert_removal_equals_zeroing, reasons
+from tests.oracle import assert_inexact, assert_removal_equals_zeroing, coupled, reasons
 
 
 def test_both_branches_of_a_residual_are_one_group() -> None:
@@ -613,3 +613,27 @@ def test_channels_of_the_models_interface_stay() -> None:
     """)
     couplings = assert_removal_equals_zeroing(model, groups={"a": 8})
     assert reasons(couplings) == {"it is an axis of the model's input 'x'", "it is an axis of the model's output 'y'"}
+
+
+def test_a_table_cut_at_a_dynamic_length_stays_whole() -> None:
+    """What lies beyond the length of the calibration data is not free: other data are longer."""
+    couplings = coupled(
+        build(
+            """
+            sizes = Shape(x[N,T,8])
+            length = Slice(sizes, k1{1}, k2{2})
+            part = Slice(table[1,30,8], k0{0}, length, ax{1})
+            a = Add(x, part)
+            b = MatMul(a, w1[8,6])
+            y = MatMul(b, w2[6,4])
+            """
+        )
+    )
+    assert [group.size for group in couplings.groups] == [6]
+    assert "its positions move with a dynamic size" in reasons(couplings)
+
+
+def test_a_width_that_the_output_tells_stays() -> None:
+    """A model that gives out the shape of a layer keeps its width."""
+    couplings = coupled(build("a = MatMul(x[N,8], w1[8,6])\n y = MatMul(a, w2[6,4])\n ys = Shape(a)"))
+    assert not couplings.groups

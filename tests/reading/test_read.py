@@ -10,7 +10,6 @@ import pytest
 from onnx import helper
 
 from onnxprune.errors import ModelError
-from onnxprune.reading import observing
 from onnxprune.reading.read import read
 from tests.models import build
 
@@ -70,13 +69,16 @@ def test_numbers_of_shape_arithmetic_are_known() -> None:
     assert graph.values["flat"].tolist() == [2, 3, 4, 1]
 
 
-def test_inference_and_observation_agree() -> None:
-    """Shapes that need no run are the same as those of a run."""
-    model = build(TEXT)
-    shapes = {"x": (2, 3, 4, 4)}
-    inferred = observing.inferred(model, shapes)
-    assert inferred is not None
-    assert inferred.shapes == observing.observe(model, read(model).inputs, shapes).shapes
+def test_a_batch_that_is_hard_coded_is_found() -> None:
+    """A file may declare a dynamic batch and reshape to one sample all the same."""
+    graph = read(build("a = Gemm(x[N,6], w[6,8])\n b = Reshape(a, s{1,8})\n y = Gemm(b, v[8,3])"))
+    assert graph.input_shapes == {"x": (1, 6)}
+
+
+def test_a_name_has_one_size_wherever_it_stands() -> None:
+    """The batch of one input may be the second axis of another."""
+    graph = read(build("n = Cast<to=1>(int32 xl[B])\n m = Unsqueeze(n, ax{1})\n y = Add(x[S,B,5], m)"))
+    assert graph.input_shapes["x"][1] == graph.input_shapes["xl"][0]
 
 
 def test_nodes_without_names_get_some() -> None:
