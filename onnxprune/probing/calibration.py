@@ -125,6 +125,8 @@ def calibration_of(
         everything = tuple(port.name for port in graph.outputs if port.name in graph.shapes)
         return Calibration(arrays, labels, synthetic, None, everything, True)
     fixed = [port.shape[0] for port in graph.inputs if port.shape and isinstance(port.shape[0], int)]
+    if graph.has_batch and all(shape[:1] == (1,) for shape in graph.input_shapes.values()):
+        fixed = [1]  # the batch is dynamic by name only: nothing larger ran when the model was read
     return Calibration(arrays, labels, synthetic, fixed[0] if fixed else None, outputs_by_sample(graph), False)
 
 

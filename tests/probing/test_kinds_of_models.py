@@ -257,3 +257,12 @@ def test_a_channel_whose_removal_is_not_finite_goes_last() -> None:
     again = np.array(probe(couplings, data, undefined).groups[0].scores)
     assert np.isfinite(again).all()
     assert again.argmax() in np.flatnonzero(again > 1e30)
+
+
+def test_a_model_that_only_runs_on_one_sample_is_pruned() -> None:
+    """A dynamic batch in name, and a Reshape to one sample inside, as traced exports have it."""
+    model = build("a = Gemm(x[N,6], w[6,8])\n b = Reshape(a, s{1,8})\n y = Gemm(b, v[8,3])")
+    samples = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+    result = prune(model, samples, ratio=0.5)
+    assert result.report.verdict.passed
+    assert [group.after for group in result.report.groups] == [4]
