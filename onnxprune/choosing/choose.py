@@ -8,7 +8,6 @@ import numpy as np
 
 from onnxprune.choosing.plan import Plan, plan_of
 from onnxprune.choosing.targets import Limits, Targets
-from onnxprune.coupling.costs import Polynomial
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.errors import ModelError, PlanError, TargetError
 from onnxprune.probing.sensitivities import Sensitivities
@@ -228,8 +227,3 @@ def first_that(holds: Callable[[int], bool], highest: int) -> int | None:
         else:
             low = middle + 1
     return low
-
-
-def cost_after(cost: Polynomial, couplings: Couplings, plan: Plan) -> float:
-    """A cost of the model that the plan makes."""
-    return cost.at({dim: len(stay) for dim, stay in plan.kept(couplings).items()})

@@ -7,7 +7,6 @@ from functools import cache
 
 import numpy as np
 
-from onnxprune.choosing.choose import cost_after
 from onnxprune.choosing.plan import Plan
 from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, sensitivities_of
@@ -61,4 +60,5 @@ def widths(plan: Plan) -> dict[str, int]:
 def costs(couplings: Couplings, plan: Plan) -> dict[str, float]:
     """What the pruned model costs."""
     priced = {"macs": couplings.costs.macs, "params": couplings.costs.params, "size": couplings.costs.bytes}
-    return {name: cost_after(cost, couplings, plan) for name, cost in priced.items()}
+    kept = {dim: len(stay) for dim, stay in plan.kept(couplings).items()}
+    return {name: cost.at(kept) for name, cost in priced.items()}

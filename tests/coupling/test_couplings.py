@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
 import pytest
 
 from tests.models import build
@@ -637,3 +639,30 @@ def test_a_width_that_the_output_tells_stays() -> None:
     """A model that gives out the shape of a layer keeps its width."""
     couplings = coupled(build("a = MatMul(x[N,8], w1[8,6])\n y = MatMul(a, w2[6,4])\n ys = Shape(a)"))
     assert not couplings.groups
+
+
+def test_a_width_that_a_body_reads_stays() -> None:
+    """The branch of an If multiplies by a width: it stays, although no input of the node tells so."""
+    scalar = onnx.helper.make_tensor_value_info
+    then = onnx.helper.make_graph(
+        [onnx.helper.make_node("Mul", ["m", "s"], ["t"])], "then", [], [scalar("t", onnx.TensorProto.FLOAT, None)]
+    )
+    other = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["m"], ["e"])], "other", [], [scalar("e", onnx.TensorProto.FLOAT, None)]
+    )
+    model = build(
+        """
+        a = MatMul(x[N,8], w1[8,6])
+        m = MatMul(a, w2[6,4])
+        sizes = Shape(a)
+        width = Gather(sizes, k1[]{1})
+        s = Cast<to=1>(width)
+        y = Identity(m)
+        """
+    )
+    branch = onnx.helper.make_node("If", ["taken"], ["y"], then_branch=then, else_branch=other)
+    model.graph.node[-1].CopyFrom(branch)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(False), "taken"))
+    couplings = coupled(model)
+    assert not couplings.groups
+    assert "its width is told to a body" in reasons(couplings)
