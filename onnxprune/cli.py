@@ -23,6 +23,7 @@ from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.pipeline import PROBE_SAMPLES, PruneResult, compare, prune
 from onnxprune.pipeline import apply as apply_plan
 from onnxprune.probing.calibration import collected, gather, given_shapes
+from onnxprune.probing.means import Means
 from onnxprune.probing.probe import check_delta, probe
 from onnxprune.reading.read import load, read
 from onnxprune.reporting import tables
@@ -253,7 +254,9 @@ def sensitivity_command(
     samples = gather(couplings.graph, arrays, labels=labels, seed=seed)
     samples = samples if count is None else samples.first(count)
     with progress_bar(quiet) as progress:
-        scores = probe(couplings, samples, loss, groups=groups, delta=delta, threads=threads, progress=progress)
+        scores = probe(
+            couplings, samples, loss, groups=groups, delta=delta, means=Means(threads=threads), progress=progress
+        )
     write_whole({Path(output): scores.to_json().encode()})
     if not quiet:
         stdout_console().print(tables.scores_table(scores))

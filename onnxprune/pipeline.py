@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
+import numpy as np
 from onnx import ModelProto
 
 from onnxprune.choosing.choose import choose, groups_to_prune
@@ -18,6 +19,7 @@ from onnxprune.coupling.couple import Couplings, Group, couple
 from onnxprune.errors import ModelError, TargetError, UsageError, VerificationError
 from onnxprune.probing.calibration import Data, collected, describe, given_shapes
 from onnxprune.probing.losses import LossName, UserLoss, outputs_of, prepare_loss
+from onnxprune.probing.means import Means
 from onnxprune.probing.probe import Progress, check_delta, probe
 from onnxprune.probing.proxies import chances, magnitudes
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit, load_scores
@@ -188,8 +190,10 @@ def probed(
     """Sensitivities on the first samples of the session."""
     calibration, couplings = session.calibration, session.couplings
     few = calibration if samples is None else calibration.first(samples)
-    measured = prepare_loss(couplings.graph, calibration, loss, reference=session.outputs).first(len(few))
-    return probe(couplings, few, measured, groups=groups, delta=delta, threads=session.threads, progress=progress)
+    measured = prepare_loss(couplings.graph, calibration, loss, reference=session.outputs).only(np.arange(len(few)))
+    return probe(
+        couplings, few, measured, groups=groups, delta=delta, means=Means(threads=session.threads), progress=progress
+    )
 
 
 def apply(

@@ -52,8 +52,12 @@ class Calibration:
 
     def first(self, count: int) -> Calibration:
         """Only the first `count` samples."""
-        arrays = {name: array[:count] for name, array in self.arrays.items()}
-        return replace(self, arrays=arrays, labels=None if self.labels is None else self.labels[:count])
+        return self.only(np.arange(min(count, len(self))))
+
+    def only(self, samples: np.ndarray) -> Calibration:
+        """Only these samples."""
+        arrays = {name: array[samples] for name, array in self.arrays.items()}
+        return replace(self, arrays=arrays, labels=None if self.labels is None else self.labels[samples])
 
     def at(self, samples: np.ndarray) -> dict[str, np.ndarray]:
         """What to feed for these samples."""

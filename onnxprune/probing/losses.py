@@ -8,23 +8,27 @@ probabilities; for cross-entropy, t is one at the label and log t is zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxprune.errors import DataError, UsageError
 from onnxprune.probing.calibration import Calibration, first_line
 from onnxprune.reading.graph import FLOAT_TYPES, Graph
-from onnxprune.reading.observing import session_for
+from onnxprune.reading.observing import Session, session_for
 
 LossName = Literal["distance", "auto", "cross-entropy", "mse", "kl"]
 UserLoss = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray], np.ndarray | None], np.ndarray | float]
 """Called with outputs, the original's outputs and labels of some samples; returns a number for each, or one for all."""
 
 SMALLEST_PROBABILITY = 1e-12
+LOSS_OPSET = 17
+"""In which a loss is written that is a model of its own."""
+
+gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,12 @@ class Loss:
     targets: Mapping[str, np.ndarray]
     user: UserLoss | None = None
     stacked: bool = False
+    energies: Mapping[str, float] = field(default_factory=dict)
+    """Mean square of each output, which its squared error is relative to."""
 
-    def first(self, count: int) -> Loss:
-        """The same loss for only the first `count` samples."""
-        return replace(self, targets={name: values[:count] for name, values in self.targets.items()})
+    def only(self, samples: np.ndarray) -> Loss:
+        """The same loss for only these samples."""
+        return replace(self, targets={name: values[samples] for name, values in self.targets.items()})
 
     @property
     def is_distance(self) -> bool:
@@ -56,7 +62,7 @@ class Loss:
 
 
 def outputs_of(
-    model: ModelProto, calibration: Calibration, *, batch: int = 64, threads: int = 0
+    model: ModelProto | Session, calibration: Calibration, *, batch: int = 64, threads: int = 0
 ) -> dict[str, np.ndarray]:
     """
     Every measured output of the model for every sample, `[samples, ...]` each.
@@ -66,7 +72,7 @@ def outputs_of(
     Raises:
         DataError: the model does not run on these samples.
     """
-    session = session_for(model, threads=threads)
+    session = session_for(model, threads=threads) if isinstance(model, ModelProto) else model
     names = calibration.outputs
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for samples in calibration.batches(batch):
@@ -150,7 +156,7 @@ def cross_entropy(floats: Mapping[str, np.ndarray], calibration: Calibration) ->
                 f"Expected labels from 0 to {classes - 1} for output {name!r} of {classes} classes, "
                 f"found {labels.min()} to {labels.max()}. Mend the labels."
             )
-        one_hot = np.moveaxis(np.eye(classes, dtype=np.float32)[labels], -1, axis)
+        one_hot = np.moveaxis(np.eye(classes)[labels], -1, axis)
         targets = {"target": one_hot, "log_target": np.zeros_like(one_hot)}
         return Loss("cross-entropy", (name,), axis, are_probabilities(values, axis), targets)
     return None
@@ -208,41 +214,114 @@ def kl(floats: Mapping[str, np.ndarray]) -> Loss:
     else:
         shifted = precise - precise.max(axis, keepdims=True)
         log_target = shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
-    targets = {"target": np.exp(log_target).astype(np.float32), "log_target": log_target.astype(np.float32)}
-    return Loss("kl", (name,), axis, probabilities, targets)
+    return Loss("kl", (name,), axis, probabilities, {"target": np.exp(log_target), "log_target": log_target})
 
 
 def relative_error(floats: Mapping[str, np.ndarray]) -> Loss:
     """Squared distance to the original's outputs over their mean square, added over all float outputs."""
-    return Loss("mse", tuple(floats), -1, False, {f"reference.{name}": values for name, values in floats.items()})
+    precise = {name: values.astype(np.float64) for name, values in floats.items()}
+    energies = {name: max(float(np.mean(np.square(values))), 1e-30) for name, values in precise.items()}
+    targets = {f"reference.{name}": values for name, values in precise.items()}
+    return Loss("mse", tuple(floats), -1, False, targets, energies=energies)
 
 
-def loss_in_graph(surgeon: gs.Graph, loss: Loss) -> list[gs.Variable]:
-    """Add the loss to the graph; returns the variables that are its outputs: one number per row, or the raw outputs."""
-    outputs = {tensor.name: tensor for tensor in surgeon.outputs}
+@dataclass(frozen=True)
+class Ending:
+    """
+    The loss as the end of a graph: nodes that read the loss's outputs, their constants and further inputs with their
+    element types, and what they end in: one number per row, or for a user's loss the outputs as they are.
+    """
+
+    nodes: tuple[NodeProto, ...]
+    constants: tuple[TensorProto, ...]
+    inputs: Mapping[str, int]
+    outputs: tuple[str, ...]
+
+
+def loss_nodes(loss: Loss, opset: int) -> Ending:
+    """
+    The loss, in the words of this opset.
+
+    All of it is in double precision: channels that hardly matter change the loss by less than a float32 can show.
+    """
     if loss.user is not None:
-        return [outputs[name] for name in loss.outputs]
+        return Ending((), (), {}, loss.outputs)
+    surgeon = gs.Graph(opset=opset)
+    outputs = {name: gs.Variable(name) for name in loss.outputs}
     if loss.name == "mse":
-        return [squared_error_in_graph(surgeon, loss, outputs)]
-    output = as_float(surgeon, outputs[loss.outputs[0]])
-    target, log_target = (new_input(surgeon, name, loss) for name in ("target", "log_target"))
+        last = squared_error(surgeon, loss, outputs)
+    else:
+        last = divergence(surgeon, loss, as_double(surgeon, outputs[loss.outputs[0]]))
+    last.dtype = np.dtype(np.float64)
+    surgeon.outputs = [last]
+    graph = gs.export_onnx(surgeon, do_type_check=False).graph
+    inputs = {target_name(name): int(TensorProto.DOUBLE) for name in loss.targets}
+    return Ending(tuple(graph.node), tuple(graph.initializer), inputs, (last.name,))
+
+
+def losses_from(loss: Loss, outputs: Mapping[str, np.ndarray], calibration: Calibration) -> np.ndarray:
+    """Loss of each sample `[samples]`, from a model's outputs `[samples, ...]`."""
+    if loss.user is not None:
+        found = [outputs[name] for name in loss.outputs]
+        return user_losses(loss, loss.targets, found, np.arange(len(calibration)), calibration.labels)
+    ending = loss_nodes(loss, LOSS_OPSET)
+    model = ModelProto(ir_version=8, opset_import=[helper.make_opsetid("", LOSS_OPSET)])
+    model.graph.name = "loss"
+    types = {name: helper.np_dtype_to_tensor_dtype(outputs[name].dtype) for name in loss.outputs} | dict(ending.inputs)
+    model.graph.input.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in types.items())
+    model.graph.output.extend(ValueInfoProto(name=name) for name in ending.outputs)
+    model.graph.node.extend(ending.nodes)
+    model.graph.initializer.extend(ending.constants)
+    feeds = {name: outputs[name] for name in loss.outputs}
+    feeds |= {target_name(name): values for name, values in loss.targets.items()}
+    session = session_for(model)
+    portions = [samples[0] if loss.stacked else samples for samples in calibration.batches(64)]
+    found = [session.run(None, {name: values[each] for name, values in feeds.items()})[0] for each in portions]
+    return np.concatenate(found)
+
+
+def user_losses(
+    loss: Loss,
+    every_target: Mapping[str, np.ndarray],
+    found: Sequence[np.ndarray],
+    samples: np.ndarray,
+    labels: np.ndarray | None,
+) -> np.ndarray:
+    """What the user's function says of these samples; a single number counts for each of them."""
+    assert loss.user is not None
+    targets = {name: values[samples] for name, values in every_target.items()}
+    given = None if labels is None else labels[samples]
+    said = np.asarray(loss.user(dict(zip(loss.outputs, found, strict=True)), targets, given), np.float64)
+    if said.size != 1 and said.shape != samples.shape:
+        raise UsageError(
+            f"Expected of the loss one number for each of {len(samples)} samples, or one in all, "
+            f"found an array of shape {list(said.shape)}."
+        )
+    return np.broadcast_to(said.ravel(), samples.shape)
+
+
+def target_name(name: str) -> str:
+    """The input of the probing model that takes this target."""
+    return f"onnxprune.{name}"
+
+
+def divergence(surgeon: gs.Graph, loss: Loss, output: gs.Variable) -> gs.Variable:
+    """The sum over classes of t · (log t - log p), a mean over everything else of a row."""
+    target, log_target = (gs.Variable(target_name(name)) for name in ("target", "log_target"))
     axis = loss.class_axis - 1 if loss.stacked else loss.class_axis
     log_p = log_probabilities(surgeon, output, axis, probabilities=loss.probabilities)
     terms = layer(surgeon, "Mul", [target, layer(surgeon, "Sub", [log_target, log_p])])
-    summed = reduced(surgeon, "ReduceSum", terms, [axis], keep=False)
-    return [per_row(surgeon, summed, loss)]
+    return per_row(surgeon, reduced(surgeon, "ReduceSum", terms, [axis], keep=False), loss)
 
 
-def squared_error_in_graph(surgeon: gs.Graph, loss: Loss, outputs: Mapping[str, gs.Variable]) -> gs.Variable:
+def squared_error(surgeon: gs.Graph, loss: Loss, outputs: Mapping[str, gs.Variable]) -> gs.Variable:
     """Each output's squared error per row over its mean square, added up."""
     total: gs.Variable | None = None
     for name in loss.outputs:
-        reference = loss.targets[f"reference.{name}"].astype(np.float32)
-        energy = np.float32(max(float(np.mean(np.square(reference, dtype=np.float64))), 1e-30))
-        wanted = new_input(surgeon, f"reference.{name}", loss)
-        error = layer(surgeon, "Sub", [as_float(surgeon, outputs[name]), wanted])
-        squared = layer(surgeon, "Mul", [error, error])
-        row = layer(surgeon, "Div", [per_row(surgeon, squared, loss), np.array(energy)])
+        wanted = gs.Variable(target_name(f"reference.{name}"))
+        error = layer(surgeon, "Sub", [as_double(surgeon, outputs[name]), wanted])
+        row = per_row(surgeon, layer(surgeon, "Mul", [error, error]), loss)
+        row = layer(surgeon, "Div", [row, np.array(loss.energies[name])])
         total = row if total is None else layer(surgeon, "Add", [total, row])
     assert total is not None
     return total
@@ -251,8 +330,7 @@ def squared_error_in_graph(surgeon: gs.Graph, loss: Loss, outputs: Mapping[str, 
 def log_probabilities(surgeon: gs.Graph, output: gs.Variable, axis: int, *, probabilities: bool) -> gs.Variable:
     """Log of the class probabilities, of logits or of probabilities."""
     if probabilities:
-        floor = np.array(SMALLEST_PROBABILITY, np.float32)
-        return layer(surgeon, "Log", [layer(surgeon, "Max", [output, floor])])
+        return layer(surgeon, "Log", [layer(surgeon, "Max", [output, np.array(SMALLEST_PROBABILITY)])])
     highest = reduced(surgeon, "ReduceMax", output, [axis], keep=True)
     shifted = layer(surgeon, "Sub", [output, highest])
     total = reduced(surgeon, "ReduceSum", layer(surgeon, "Exp", [shifted]), [axis], keep=True)
@@ -275,9 +353,9 @@ def reduced(surgeon: gs.Graph, op_type: str, values: gs.Variable, axes: list[int
     return layer(surgeon, op_type, [values], axes=axes, keepdims=int(keep))
 
 
-def as_float(surgeon: gs.Graph, values: gs.Variable) -> gs.Variable:
-    """The values as float32."""
-    return layer(surgeon, "Cast", [values], to=1)
+def as_double(surgeon: gs.Graph, values: gs.Variable) -> gs.Variable:
+    """The values as float64."""
+    return layer(surgeon, "Cast", [values], to=int(TensorProto.DOUBLE))
 
 
 def layer(surgeon: gs.Graph, op_type: str, inputs: list[gs.Variable | np.ndarray], **attributes: object) -> gs.Variable:
@@ -292,11 +370,3 @@ def layer(surgeon: gs.Graph, op_type: str, inputs: list[gs.Variable | np.ndarray
     output = gs.Variable(f"onnxprune.{op_type}.{number}")
     surgeon.nodes.append(gs.Node(op_type, f"onnxprune.{op_type}.{number}", attributes, named, [output]))
     return output
-
-
-def new_input(surgeon: gs.Graph, name: str, loss: Loss) -> gs.Variable:
-    """One more graph input for a target of the loss, `[rows, ...]` or one stacked sample, as float32."""
-    rows = [] if loss.stacked else ["onnxprune.rows"]
-    variable = gs.Variable(f"onnxprune.{name}", np.float32, [*rows, *loss.targets[name].shape[1:]])
-    surgeon.inputs.append(variable)
-    return variable

@@ -35,6 +35,11 @@ class Node:
         return f"{self.domain}.{self.op_type}" if self.domain else self.op_type
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """Every tensor it reads, those that its bodies read by name too."""
+        return (*(name for name in self.inputs if name), *self.captured)
+
+    @property
     def bodies(self) -> tuple[GraphProto, ...]:
         """The graphs among its attributes."""
         return tuple(value for value in self.attributes.values() if isinstance(value, GraphProto))
@@ -94,7 +99,7 @@ class Graph:
     A model with what is known about it before any analysis.
 
     `shapes` and `values` were observed at one setting of the dynamic dimensions (`input_shapes`): the concrete shape of
-    every tensor, and the numbers of small integer tensors.
+    every tensor, and the numbers of small integer tensors. `element_types` are those of inputs and computed tensors.
     """
 
     model: ModelProto
@@ -109,6 +114,7 @@ class Graph:
     input_shapes: Mapping[str, Shape]
     shapes: Mapping[str, Shape]
     values: Mapping[str, np.ndarray]
+    element_types: Mapping[str, int]
 
     @cached_property
     def opsets(self) -> dict[str, int]:
@@ -152,6 +158,13 @@ class Graph:
 
 FLOAT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 INDEX_TYPES = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.STRING})
+NUMPY_TYPES = frozenset(
+    element
+    for element in onnx.helper.get_all_tensor_dtypes()
+    if element not in (TensorProto.UNDEFINED, TensorProto.STRING)
+    and np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element)).isbuiltin == 1
+)
+"""Element types that numpy knows by itself, so that ONNX Runtime hands them out and takes them back."""
 ELEMENT_BYTES: dict[int, float] = {
     element: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element)).itemsize
     for element in onnx.helper.get_all_tensor_dtypes()
@@ -213,6 +226,14 @@ def outer_names(body: GraphProto) -> set[str]:
             for inner in (attribute.g, *attribute.graphs):
                 wanted |= outer_names(inner)
     return wanted - defined
+
+
+def read_by(node: NodeProto) -> Iterator[str]:
+    """Every tensor that the node reads, those that its bodies read by name too."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            yield from outer_names(body)
 
 
 def names_in(body: GraphProto) -> Iterator[str]:

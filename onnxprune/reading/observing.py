@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -22,20 +22,37 @@ KEPT_ELEMENTS = 4096
 VALUE_ELEMENTS = 4096
 """Integer tensors up to this size are remembered with their numbers."""
 
+ELEMENT_TYPES = {f"tensor({name.lower()})": number for name, number in TensorProto.DataType.items()}
+"""ONNX element types by the names that ONNX Runtime gives to tensors of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Shapes of all tensors and numbers of the small integer ones, for inputs of `input_shapes`."""
+    """Shapes and element types of all tensors, numbers of the small integer ones, for inputs of `input_shapes`."""
 
     input_shapes: Mapping[str, Shape]
     shapes: Mapping[str, Shape]
     values: Mapping[str, np.ndarray]
+    element_types: Mapping[str, int]
+
+
+CPU = "CPUExecutionProvider"
+Session: TypeAlias = ort.InferenceSession
 
 
 def session_for(
-    model: ModelProto | bytes | str, *, optimized: bool = True, threads: int = 0, keep_memory: bool = True
-) -> ort.InferenceSession:
-    """An ONNX Runtime CPU session, silent unless something fails; without `keep_memory` it frees what it can."""
+    model: ModelProto | bytes | str,
+    *,
+    optimized: bool = True,
+    threads: int = 0,
+    keep_memory: bool = True,
+    provider: str = CPU,
+) -> Session:
+    """
+    A session of ONNX Runtime, silent unless something fails; without `keep_memory` it frees what it can.
+
+    A `provider` other than the CPU's is asked first, and the CPU's runs what it cannot.
+    """
     options = ort.SessionOptions()
     if not keep_memory:
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
@@ -52,7 +69,7 @@ def session_for(
             "It can be inspected, but not yet run and pruned."
         ) from None
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source, options, providers=list(dict.fromkeys((provider, CPU))))
     except Exception as failure:  # ONNX Runtime raises many kinds
         first = str(failure).splitlines()[0]
         raise ModelError(
@@ -147,7 +164,9 @@ def observe(model: ModelProto, ports: Sequence[Port], input_shapes: Mapping[str,
     shapes |= {port.name: tuple(input_shapes[port.name]) for port in ports}
     numbers = zip(integers, found[len(tensors) :], strict=True)
     values = {name: value for name, value in numbers if value.size <= VALUE_ELEMENTS}
-    return Observation(dict(input_shapes), shapes, values)
+    element_types = {name: ELEMENT_TYPES[kinds[name]] for name in tensors if kinds[name] in ELEMENT_TYPES}
+    element_types |= {port.name: port.element_type for port in ports}
+    return Observation(dict(input_shapes), shapes, values, element_types)
 
 
 def without_weights(model: ModelProto) -> ModelProto:

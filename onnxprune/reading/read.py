@@ -52,6 +52,7 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
         input_shapes=observed.input_shapes,
         shapes={**observed.shapes, **{name: constant.shape for name, constant in constants.items()}},
         values=observed.values,
+        element_types=observed.element_types,
     )
 
 

@@ -1,0 +1,231 @@
+"""
+The probe engine: answers many questions about the loss at little cost.
+
+Every group has a cut of its own; probes of a cut run only what lies behind it, several of them in one run where samples
+do not disturb each other, in worker processes where that pays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+
+from onnxprune.coupling.couple import Couplings
+from onnxprune.errors import DataError
+from onnxprune.probing.calibration import Calibration
+from onnxprune.probing.lab import Lab
+from onnxprune.probing.losses import Loss, losses_from, outputs_of
+from onnxprune.probing.means import Means
+from onnxprune.probing.running import Probe, Task, run_task, session
+from onnxprune.probing.stations import Key, Stations
+from onnxprune.probing.workers import Results, run_here, run_in_processes, run_on
+from onnxprune.reading.observing import Session, session_for
+from onnxprune.rules.axes import Dim
+
+SERIAL_SECONDS = 4.0
+"""Work up to this long is done in this process: starting others would take about as long."""
+
+TASK_SECONDS = 2.0
+"""What a task should take: short enough to lose little when a worker dies, long enough to be worth sending."""
+
+TIMED_SAMPLES = 16
+"""Samples of the timed run, from which costs are estimated."""
+
+SAME_LOSS = 1e-3
+"""How far the loss with all gates open may be from the model's own, relative to it or to 1."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    A finite difference of the loss in one group: the losses of `probes` times `weights`, the last of which is the
+    weight of the loss with all gates open. `name` tells it from the group's other questions.
+    """
+
+    group: str
+    name: str
+    probes: tuple[Probe, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finite difference: its mean over the samples, and the standard error of that mean."""
+
+    question: Question
+    mean: float
+    error: float
+
+
+class Engine:
+    """
+    Answers questions; to be used in a `with` block.
+
+    Args:
+        couplings: of the model.
+        calibration, loss: the samples that all losses are averaged over.
+        means: what may be used.
+        whole: run the whole model for every probe, one probe a run: slow, and simple enough to check the rest against.
+
+    Raises:
+        DataError: the model's loss is not finite on these samples.
+    """
+
+    def __init__(
+        self,
+        couplings: Couplings,
+        calibration: Calibration,
+        loss: Loss,
+        means: Means | None = None,
+        *,
+        whole: bool = False,
+    ) -> None:
+        self._couplings, self._calibration, self._loss, self._means = couplings, calibration, loss, means or Means()
+        model = couplings.graph.model
+        own = session_for(model, threads=self._means.threads or 1, provider=self._means.provider)
+        outputs = outputs_of(own, calibration)
+        self._open = losses_from(loss, outputs, calibration)
+        check_finite(self._open, loss)
+        self._row_seconds, apart = timed(own, calibration, outputs)
+        self._lab = Lab()
+        self._stations = Stations(
+            self._lab,
+            couplings,
+            calibration,
+            loss,
+            self._means,
+            rows_are_free=apart and batch_first(couplings, loss),
+        )
+        self._whole = whole
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        session.cache_clear()
+        self._lab.__exit__(*failure)
+
+    def seconds(self, questions: Sequence[Question]) -> float:
+        """Estimate of how long these questions will take, from a timed run of the model."""
+        work = self._work(questions)
+        return work / self.processes(work)
+
+    def processes(self, work: float) -> int:
+        """How many processes probe at once when there is work for so many seconds."""
+        return 1 if self._means.executor is None and work < SERIAL_SECONDS else self._means.processes
+
+    def answers(self, questions: Sequence[Question]) -> Iterator[Answer]:
+        """The answers, as they come."""
+        work = self._work(questions)
+        asked = list(self._portioned(questions))
+        tasks = {number: self._task(key, alike) for number, (key, alike) in enumerate(asked)}
+        for number, losses in self._run(tasks, work):
+            key, alike = asked[number]
+            yield from self._differences(alike, self._checked(key, tasks[number], losses))
+
+    def _key(self, question: Question) -> Key:
+        return Key(question.group, tuple(question.probes[0].constants), self._whole)
+
+    def _work(self, questions: Sequence[Question]) -> float:
+        """Seconds of one process for these questions; their stations are there afterwards."""
+        self._stations.prepare(dict.fromkeys(map(self._key, questions)))
+        return sum(self._probe_seconds(self._key(question)) * len(question.probes) for question in questions)
+
+    def _probe_seconds(self, key: Key) -> float:
+        return self._row_seconds * self._stations.at(key).share * len(self._calibration)
+
+    def _portioned(self, questions: Sequence[Question]) -> Iterator[tuple[Key, Sequence[Question]]]:
+        """The questions in portions for a task each, all of one station."""
+        for key, all_alike in groupby(sorted(questions, key=self._order(questions)), key=self._key):
+            alike = list(all_alike)
+            each = self._probe_seconds(key) * len(alike[0].probes)
+            most = max(1, round(TASK_SECONDS / max(each, 1e-9)))
+            size = -(-len(alike) // -(-len(alike) // most))  # portions of one size: none that is nearly empty
+            for start in range(0, len(alike), size):
+                yield key, alike[start : start + size]
+
+    def _order(self, questions: Sequence[Question]) -> Callable[[Question], int]:
+        """Questions of one station side by side, stations in the order in which they are first asked for."""
+        places = {key: place for place, key in enumerate(dict.fromkeys(map(self._key, questions)))}
+        return lambda question: places[self._key(question)]
+
+    def _task(self, key: Key, alike: Sequence[Question]) -> Task:
+        """A task that begins with all gates open."""
+        own = {name: self._couplings.graph.constants[name].array() for name in key.free}
+        return self._stations.task(key, [Probe(constants=own), *(probe for one in alike for probe in one.probes)])
+
+    def _run(self, tasks: dict[int, Task], work: float) -> Results:
+        processes = self.processes(work)
+        if self._means.executor is not None:
+            return run_on(self._means.executor, tasks, self._lab, processes)
+        return run_here(tasks) if processes == 1 else run_in_processes(tasks, self._lab, processes)
+
+    def _checked(self, key: Key, task: Task, losses: np.ndarray) -> np.ndarray:
+        """The losses, if with all gates open they are the model's own; else those of the whole model, run once more."""
+        wrong = np.abs(losses[0] - self._open) > SAME_LOSS * np.maximum(1, np.abs(self._open))
+        if self._loss.user is not None or not wrong.any():
+            return losses
+        plain = replace(key, whole=True)
+        self._stations.prepare([plain])
+        again = run_task(self._stations.task(plain, task.probes))
+        assert again is not None
+        return again
+
+    def _differences(self, alike: Sequence[Question], losses: np.ndarray) -> Iterator[Answer]:
+        """The answers from losses `[1 + probes, samples]`, the first with all gates open."""
+        opened = losses[0] if self._loss.user is not None else self._open
+        position = 1
+        for question in alike:
+            after = position + len(question.probes)
+            changes = np.tensordot(question.weights, np.vstack([losses[position:after], opened]), 1)
+            position = after
+            error = changes.std(ddof=1) / np.sqrt(len(changes)) if len(changes) > 1 else 0.0
+            yield Answer(question, float(changes.mean()), float(error))
+
+
+def check_finite(losses: np.ndarray, loss: Loss) -> None:
+    """Refuse to measure changes of a loss that is no number to begin with."""
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if len(bad):
+        raise DataError(
+            f"Expected finite losses ({loss.name}) of the unpruned model, found NaN or infinity for {len(bad)} of "
+            f"{len(losses)} samples, sample {bad[0]} first. Look at the model's outputs there, or leave them out."
+        )
+
+
+def timed(own: Session, calibration: Calibration, outputs: Mapping[str, np.ndarray]) -> tuple[float, bool]:
+    """
+    Seconds for a sample, and whether samples leave each other alone: some run by themselves give what all gave.
+
+    They do not where the first axis is time, or where something is taken over the batch.
+    """
+    some = calibration.only(np.arange(len(calibration))[-TIMED_SAMPLES:][: -(-len(calibration) // 2)])
+    start = time.perf_counter()
+    again = outputs_of(own, some)
+    seconds = (time.perf_counter() - start) / len(some)
+    if calibration.batch is not None or calibration.stacked:
+        return seconds, False
+    first = max(0, len(calibration) - TIMED_SAMPLES)
+    return seconds, all(alike(values, outputs[name][first : first + len(some)]) for name, values in again.items())
+
+
+def alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """Are the numbers the same but for rounding?"""
+    scale = float(np.abs(other, dtype=np.float64).max(initial=1e-30)) if other.dtype.kind == "f" else 1.0
+    return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-3, atol=1e-4 * scale, equal_nan=True))
+
+
+def batch_first(couplings: Couplings, loss: Loss) -> bool:
+    """Is the first axis of every output that the loss reads just the samples?"""
+    for name in loss.outputs:
+        tensor = couplings.typing.tensors.get(name)
+        if tensor is None or not tensor.axes:
+            return False
+        first = couplings.typing.solver.resolve(tensor.axes[0])
+        if not (isinstance(first, Dim) and first in couplings.batch):
+            return False
+    return True

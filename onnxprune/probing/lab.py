@@ -1,0 +1,114 @@
+"""
+A lab: a folder with all that a process needs to run probes, whichever process it is.
+
+The weights lie in one file that every part of the model refers to, so processes on one machine share its pages. A
+process elsewhere gets the folder's contents once and keeps them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, StringStringEntryProto, TensorProto
+
+from onnxprune.reading.graph import Constant
+
+WEIGHTS = "weights.bin"
+STORED_BYTES = 1024
+"""Constants below this size are written into each part that reads them."""
+PAGE = 4096
+"""Constants begin on pages of this size, so that they can be mapped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Where a lab is: its key, and the folder on the machine that made it."""
+
+    key: str
+    folder: str
+
+
+class Lab:
+    """The folder while it is being filled and used; it goes with the `with` block."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
+        self.room = Room(uuid.uuid4().hex, self._folder.name)
+        self._stored: dict[str, tuple[int, int]] = {}
+        self._end = 0
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._folder.cleanup()
+
+    @property
+    def path(self) -> Path:
+        return Path(self._folder.name)
+
+    def add_array(self, name: str, array: np.ndarray) -> None:
+        """Write an array that processes map into their memory."""
+        np.save(self.path / f"{name}.npy", array)
+
+    def add_part(self, name: str, part: ModelProto) -> None:
+        """Write a part of the model whose constants `store` has written."""
+        (self.path / f"{name}.onnx").write_bytes(part.SerializeToString())
+
+    def store(self, constant: Constant) -> TensorProto:
+        """The constant as a part holds it: whole if it is small, else as a reference to the file of weights."""
+        tensor = TensorProto(name=constant.name, data_type=constant.tensor.data_type, dims=constant.shape)
+        if constant.name not in self._stored:
+            raw = raw_bytes(constant)
+            if raw is None or len(raw) < STORED_BYTES:
+                tensor.CopyFrom(constant.tensor)
+                tensor.name = constant.name
+                return tensor
+            self._stored[constant.name] = self._written(raw)
+        start, length = self._stored[constant.name]
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", WEIGHTS), ("offset", str(start)), ("length", str(length))):
+            tensor.external_data.append(StringStringEntryProto(key=key, value=value))
+        return tensor
+
+    def _written(self, raw: bytes) -> tuple[int, int]:
+        start = -(-self._end // PAGE) * PAGE
+        with open(self.path / WEIGHTS, "ab") as file:
+            file.write(bytes(start - self._end) + raw)
+        self._end = start + len(raw)
+        return start, len(raw)
+
+    def contents(self) -> dict[str, bytes]:
+        """Every file, for a process that cannot see the folder."""
+        return {path.name: path.read_bytes() for path in sorted(self.path.iterdir())}
+
+
+def raw_bytes(constant: Constant) -> bytes | None:
+    """The constant's numbers as they lie in memory; None for texts and for numbers that share a byte."""
+    tensor = constant.tensor
+    if tensor.HasField("raw_data"):
+        return tensor.raw_data
+    if tensor.data_type == TensorProto.STRING or constant.array().nbytes != constant.size * constant.array().itemsize:
+        return None
+    return None if constant.array().dtype.isbuiltin != 1 else np.ascontiguousarray(constant.array()).tobytes()
+
+
+_unpacked: dict[str, tempfile.TemporaryDirectory[str]] = {}
+
+
+def folder_of(room: Room, contents: Mapping[str, bytes] | None) -> Path | None:
+    """The lab's folder as this process sees it, unpacked from its contents if need be; None if there is neither."""
+    if Path(room.folder).is_dir():
+        return Path(room.folder)
+    if room.key not in _unpacked and contents is not None:
+        folder = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
+        for name, content in contents.items():
+            (Path(folder.name) / name).write_bytes(content)
+        _unpacked.clear()  # labs of earlier runs are not needed any more
+        _unpacked[room.key] = folder
+    return Path(_unpacked[room.key].name) if room.key in _unpacked else None

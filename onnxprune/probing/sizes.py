@@ -1,0 +1,100 @@
+"""How much memory and time the parts of a cut take, from the shapes of their tensors and the rules' costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxprune.coupling.couple import Couplings
+from onnxprune.coupling.types import facts_where
+from onnxprune.probing.calibration import Calibration
+from onnxprune.probing.cutting import Cut
+from onnxprune.reading.graph import ELEMENT_BYTES, Graph
+from onnxprune.rules.axes import width
+from onnxprune.rules.facts import Macs
+
+PROCESS_BYTES = 250 * 2**20
+"""What a Python process with ONNX Runtime takes before it does anything."""
+
+SLACK = 1.5
+"""ONNX Runtime plans its memory less tightly than a list of living tensors."""
+
+NODE_SHARE = 0.1
+"""Part of a run's time that goes with the number of nodes, not with their MACs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Bytes that a worker needs for a cut: for its weights, for a row of a run, and for a sample before the cut."""
+
+    weights: float
+    row: float
+    sample: float
+
+    def at(self, rows: int, samples: int) -> float:
+        """Bytes of a worker whose runs have up to that many rows, when there are that many samples."""
+        return PROCESS_BYTES + 2 * self.weights + max(rows * self.row, min(rows, samples) * self.sample)
+
+
+def demand_of(couplings: Couplings, cut: Cut, calibration: Calibration) -> Demand:
+    """What a worker needs for this cut."""
+    graph = couplings.graph
+    scale = SLACK * scale_of(graph, calibration)
+    kept = [one.name for one in cut.across]
+    copies = sum(bytes_of(name, graph) for name in (*kept, *(gate.tensor for gate in cut.fed)))
+    weights = {name for position in (*cut.before, *cut.behind) for name in graph.nodes[position].reads}
+    return Demand(
+        weights=sum(bytes_of(name, graph) for name in weights & graph.constants.keys()),
+        row=scale * (2 * copies + most_alive(graph, cut.behind)),
+        sample=scale * (copies + most_alive(graph, cut.before)),
+    )
+
+
+def most_alive(graph: Graph, positions: Sequence[int]) -> float:
+    """The most bytes of computed tensors that are needed at any one time."""
+    last: dict[str, int] = {}
+    for position in positions:
+        node = graph.nodes[position]
+        last |= dict.fromkeys((*node.reads, *node.outputs), position)
+    alive, most = 0.0, 0.0
+    for position in positions:
+        node = graph.nodes[position]
+        alive += sum(bytes_of(name, graph) for name in node.outputs)
+        most = max(most, alive)
+        done = {name for name in (*node.reads, *node.outputs) if last[name] == position}
+        alive -= sum(bytes_of(name, graph) for name in done if name in graph.makers and name not in graph.constants)
+    return max(most, 0.0)
+
+
+def bytes_of(name: str, graph: Graph) -> float:
+    """The tensor's bytes as observed."""
+    constant = graph.constants.get(name)
+    element = constant.tensor.data_type if constant is not None else graph.element_types.get(name, 0)
+    return ELEMENT_BYTES.get(element, 4) * math.prod(graph.shapes.get(name, ()))
+
+
+def scale_of(graph: Graph, calibration: Calibration) -> float:
+    """From bytes as observed to bytes of one sample: the samples may be larger than what was observed, and fewer."""
+    rows = max(1, *(shape[0] for shape in graph.input_shapes.values() if shape), 1) if graph.has_batch else 1
+    observed = sum(math.prod(shape) for shape in graph.input_shapes.values()) / rows
+    found = sum(math.prod(array.shape[1:]) for array in calibration.arrays.values())
+    return max(1.0, found / max(observed, 1)) / rows
+
+
+def share_of(couplings: Couplings, positions: Iterable[int]) -> float:
+    """Which part of a run of the whole model these nodes take: by their MACs, and a little by their number."""
+    macs = macs_by_node(couplings)
+    chosen = set(positions)
+    by_macs = sum(macs.get(position, 0.0) for position in chosen) / max(sum(macs.values()), 1.0)
+    by_number = len(chosen) / len(couplings.graph.nodes)
+    return (1 - NODE_SHARE) * by_macs + NODE_SHARE * by_number
+
+
+def macs_by_node(couplings: Couplings) -> Mapping[int, float]:
+    """Multiply-accumulates of each node that has any, as observed."""
+    found: dict[int, float] = {}
+    for op, fact in facts_where(couplings.typing, Macs):
+        macs = float(math.prod(width(axis, {}) for axis in fact.factors))
+        found[op.node.position] = found.get(op.node.position, 0.0) + macs
+    return found

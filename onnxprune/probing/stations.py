@@ -1,0 +1,174 @@
+"""Stations: each group's cut, written into the lab and ready for probes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.coupling.couple import Couplings
+from onnxprune.probing.calibration import Calibration
+from onnxprune.probing.cutting import Across, Cut, cut_for, leading_to
+from onnxprune.probing.gates import Gate
+from onnxprune.probing.lab import Lab
+from onnxprune.probing.losses import Loss, target_name
+from onnxprune.probing.means import Means
+from onnxprune.probing.running import LABELS, Closing, Probe, Setting, Split, Task, kept_file
+from onnxprune.probing.sizes import bytes_of, demand_of, scale_of, share_of
+from onnxprune.probing.splitting import closed_name, gate_name, part_before, part_behind
+from onnxprune.reading.observing import session_for
+from onnxprune.rules.axes import Dim, channels_along, leaves
+
+ROWS_A_RUN = 64
+"""Probes times samples in one run: more buys nothing on a CPU."""
+
+KEPT_SHARE = 0.25
+"""Part of the memory that may be taken by what comes across cuts."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a station is for: a group, and probes that bring the constants `free`. `whole` as in `cut_for`."""
+
+    group: str
+    free: tuple[str, ...] = ()
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Station:
+    """A cut in the lab, how many of its probes share a run, and what part of the model runs for each."""
+
+    split: Split
+    probes_a_run: int
+    share: float
+
+
+class Stations:
+    """
+    Builds stations, and hands out tasks for them.
+
+    `rows_are_free` says that samples do not disturb each other, so that probes may share runs. All stations take the
+    samples in the same portions, so that one run of the model gives what comes across all cuts.
+    """
+
+    def __init__(
+        self, lab: Lab, couplings: Couplings, calibration: Calibration, loss: Loss, means: Means, *, rows_are_free: bool
+    ) -> None:
+        self._lab, self._couplings, self._calibration, self._loss, self._means = (
+            lab,
+            couplings,
+            calibration,
+            loss,
+            means,
+        )
+        self._rows_are_free = rows_are_free
+        self._rows = ROWS_A_RUN
+        self._stations: dict[Key, Station] = {}
+        self._kept: dict[str, int] = {}
+        self._setting = self._fill()
+
+    def prepare(self, keys: Iterable[Key]) -> None:
+        """Build the stations that are not there yet, and run the model once for what comes across their cuts."""
+        groups = {key: self._couplings.group(key.group) for key in keys if key not in self._stations}
+        cuts = {
+            key: cut_for(self._couplings, group.dims, self._loss.outputs, whole=key.whole)
+            for key, group in groups.items()
+        }
+        rows = min((self._rows_that_fit(cut) for cut in cuts.values()), default=self._rows)
+        if rows < self._rows:
+            self._rows, self._kept = rows, {}
+        self._keep(cuts.values())
+        for key, cut in cuts.items():
+            self._stations[key] = self._built(key, cut)
+
+    def at(self, key: Key) -> Station:
+        """A station that was prepared."""
+        return self._stations[key]
+
+    def task(self, key: Key, probes: Sequence[Probe]) -> Task:
+        """The probes on all samples, the first of them only to be checked."""
+        station = self._stations[key]
+        portions = tuple(self._calibration.batches(self._rows))
+        checks = self._loss.user is not None
+        return Task(self._lab.room, self._setting, station.split, tuple(probes), portions, station.probes_a_run, checks)
+
+    def _fill(self) -> Setting:
+        """Write the samples and what the loss compares with into the lab."""
+        arrays = dict(self._calibration.arrays)
+        arrays |= {target_name(name): values for name, values in self._loss.targets.items()}
+        if self._calibration.labels is not None:
+            arrays[LABELS] = self._calibration.labels
+        for number, array in enumerate(arrays.values()):
+            self._lab.add_array(f"array.{number}", array)
+        none = np.arange(0)
+        return Setting(
+            self._calibration.only(none),
+            self._loss.only(none),
+            tuple(arrays),
+            self._means.threads or 1,
+            self._means.provider,
+        )
+
+    def _built(self, key: Key, cut: Cut) -> Station:
+        couplings, loss = self._couplings, self._loss
+        name = f"part.{len(self._stations)}"
+        self._lab.add_part(f"{name}.before", part_before(couplings.graph, cut, self._lab.store))
+        self._lab.add_part(f"{name}.behind", part_behind(couplings.graph, cut, loss, self._lab.store, key.free))
+        kept = {one.name: self._kept[one.name] for one in cut.across if one.name in self._kept}
+        gates = tuple(closings(cut, couplings.group(key.group).dims, couplings))
+        split = Split(name, cut.across, gates, key.free, kept)
+        shares_runs = self._rows_are_free and cut.shares_runs and not key.free and not key.whole
+        many = max(1, self._rows // len(self._calibration)) if shares_runs else 1
+        return Station(split, many, share_of(couplings, cut.behind))
+
+    def _keep(self, cuts: Iterable[Cut]) -> None:
+        """Write what comes across the cuts into the lab, if it is not too much; else each task computes it again."""
+        graph = self._couplings.graph
+        names = {one.name for cut in cuts for one in cut.across} & graph.makers.keys() - self._kept.keys()
+        size = sum(bytes_of(name, graph) for name in names) * scale_of(graph, self._calibration)
+        if not names or size * len(self._calibration) > self._means.bytes * KEPT_SHARE:
+            return
+        everything = Cut(
+            tuple(sorted(leading_to(graph, names))), (), tuple(Across(n, None, True) for n in names), (), ()
+        )
+        part = part_before(graph, everything, self._lab.store)
+        self._lab.add_part("kept", part)
+        before = session_for(
+            str(self._lab.path / "kept.onnx"), threads=self._setting.threads, provider=self._setting.provider
+        )
+        self._kept |= {name: len(self._kept) + number for number, name in enumerate(names)}
+        for number, samples in enumerate(self._calibration.batches(self._rows)):
+            feed = self._calibration.at(self._calibration.filled(samples))
+            made = before.run(list(names), {port.name: feed[port.name] for port in before.get_inputs()})
+            for name, value in zip(names, made, strict=True):
+                np.save(self._lab.path / kept_file(self._kept[name], number), value)
+
+    def _rows_that_fit(self, cut: Cut) -> int:
+        """The most rows of a run that fit into a process's part of the memory."""
+        demand = demand_of(self._couplings, cut, self._calibration)
+        most = self._means.bytes * (1 - KEPT_SHARE) / self._means.processes
+        fitting = (rows for rows in range(self._rows, 1, -1) if demand.at(rows, len(self._calibration)) <= most)
+        return next(fitting, 1)
+
+
+def closings(cut: Cut, dims: Sequence[Dim], couplings: Couplings) -> list[Closing]:
+    """How each gate of the cut is closed."""
+    fed = [closing(closed_name(number), gate, gate.tensor, dims, couplings) for number, gate in enumerate(cut.fed)]
+    inside = [closing(gate_name(number), gate, None, dims, couplings) for number, gate in enumerate(cut.inside)]
+    return [*fed, *inside]
+
+
+def closing(name: str, gate: Gate, fed: str | None, dims: Sequence[Dim], couplings: Couplings) -> Closing:
+    """Which channels of the group stand where on the gate's axis."""
+    starts = np.cumsum([0, *(dim.size for dim in dims)])
+    along = [
+        np.where(channels >= 0, channels + start, -1)
+        for dim, start in zip(dims, starts, strict=False)
+        if dim in set(leaves(gate.type))
+        for channels in (channels_along(gate.type, dim),)
+    ]
+    samples = next((dim.size for dim in couplings.batch), 1)
+    positions = 1 if gate.batch_axis is None else couplings.graph.shapes[gate.tensor][gate.batch_axis] // samples
+    return Closing(name, fed, gate.axis, gate.rank, gate.batch_axis, positions, tuple(along))

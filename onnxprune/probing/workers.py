@@ -1,0 +1,83 @@
+"""Run tasks: here, in processes of our own, or wherever an executor sends them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from contextlib import contextmanager
+
+import numpy as np
+from loky import ProcessPoolExecutor
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.probing.lab import Lab
+from onnxprune.probing.running import Task, run_task
+
+RESTARTS = 2
+"""How often workers of our own that died are replaced before it is given up."""
+
+WAITING_TASKS = 2
+"""Tasks sent for each worker: one to run and one to take up at once."""
+
+Results = Iterator[tuple[int, np.ndarray]]
+
+
+def run_here(tasks: Mapping[int, Task]) -> Results:
+    """One task after the other in this process."""
+    for number, task in tasks.items():
+        losses = run_task(task)
+        assert losses is not None, "the lab is in this process's reach"
+        yield number, losses
+
+
+def run_in_processes(tasks: Mapping[int, Task], lab: Lab, processes: int) -> Results:
+    """In processes of our own; dead ones are replaced, and what they had not done is done again."""
+    left = dict(tasks)
+    for attempt in range(RESTARTS + 1):
+        try:
+            with pool(processes) as executor:
+                for number, losses in run_on(executor, left, lab, processes):
+                    del left[number]
+                    yield number, losses
+            return
+        except BrokenExecutor as failure:
+            if attempt == RESTARTS:
+                raise OnnxPruneError(
+                    f"Worker processes died {RESTARTS + 1} times ({failure}). There may be too little memory: "
+                    "give --jobs 1, or less with --memory."
+                ) from None
+
+
+@contextmanager
+def pool(processes: int) -> Iterator[Executor]:
+    """Worker processes that are gone with the `with` block, whatever ends it."""
+    executor = ProcessPoolExecutor(processes)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=True, kill_workers=True)
+
+
+def run_on(executor: Executor, tasks: Mapping[int, Task], lab: Lab, processes: int) -> Results:
+    """On an executor, a few tasks at a time; a worker that has not got the lab gets its contents with the task."""
+    left = iter(tasks.items())
+    running: dict[Future[np.ndarray | None], int] = {}
+    contents: dict[str, bytes] | None = None
+    try:
+        while True:
+            for number, task in left:
+                running[executor.submit(run_task, task)] = number
+                if len(running) >= processes * WAITING_TASKS:
+                    break
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                number, losses = running.pop(future), future.result()
+                if losses is None:
+                    contents = contents or lab.contents()
+                    running[executor.submit(run_task, tasks[number], contents)] = number
+                else:
+                    yield number, losses
+    finally:
+        for future in running:
+            future.cancel()
