@@ -20,11 +20,10 @@ from onnxprune.choosing.plan import load_plan
 from onnxprune.choosing.targets import Limits
 from onnxprune.coupling.couple import couple
 from onnxprune.errors import OnnxPruneError, UsageError
-from onnxprune.pipeline import PROBE_SAMPLES, PruneResult, compare, prune
+from onnxprune.pipeline import PruneResult, compare, prune
 from onnxprune.pipeline import apply as apply_plan
 from onnxprune.probing.calibration import collected, gather, given_shapes
-from onnxprune.probing.means import Means
-from onnxprune.probing.probe import check_delta, probe
+from onnxprune.probing.probe import PROBE_SAMPLES, check_delta, probe
 from onnxprune.reading.read import load, read
 from onnxprune.reporting import tables
 from onnxprune.reporting.inspection import inspect as inspect_couplings
@@ -252,10 +251,9 @@ def sensitivity_command(
     couplings = couple(read(source, input_shapes=given_shapes(arrays)))
     groups = groups_to_prune(couplings, Limits(only, skip))
     samples = gather(couplings.graph, arrays, labels=labels, seed=seed)
-    samples = samples if count is None else samples.first(count)
     with progress_bar(quiet) as progress:
         scores = probe(
-            couplings, samples, loss, groups=groups, delta=delta, means=Means(threads=threads), progress=progress
+            couplings, samples, loss, groups=groups, samples=count, delta=delta, threads=threads, progress=progress
         )
     write_whole({Path(output): scores.to_json().encode()})
     if not quiet:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
-import numpy as np
 from onnx import ModelProto
 
 from onnxprune.choosing.choose import choose, groups_to_prune
@@ -17,10 +16,10 @@ from onnxprune.choosing.plan import Plan
 from onnxprune.choosing.targets import Amount, Bound, Limits, Targets
 from onnxprune.coupling.couple import Couplings, Group, couple
 from onnxprune.errors import ModelError, TargetError, UsageError, VerificationError
+from onnxprune.probing.asking import Progress
 from onnxprune.probing.calibration import Data, collected, describe, given_shapes
 from onnxprune.probing.losses import LossName, UserLoss, outputs_of, prepare_loss
-from onnxprune.probing.means import Means
-from onnxprune.probing.probe import Progress, check_delta, probe
+from onnxprune.probing.probe import PROBE_SAMPLES, check_delta, probe
 from onnxprune.probing.proxies import chances, magnitudes
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit, load_scores
 from onnxprune.reading.read import Model, read
@@ -32,7 +31,6 @@ from onnxprune.verifying.measure import distance, latency
 from onnxprune.verifying.verify import verify
 
 DEFAULT_MACS = 0.7
-PROBE_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -189,10 +187,16 @@ def probed(
 ) -> Sensitivities:
     """Sensitivities on the first samples of the session."""
     calibration, couplings = session.calibration, session.couplings
-    few = calibration if samples is None else calibration.first(samples)
-    measured = prepare_loss(couplings.graph, calibration, loss, reference=session.outputs).only(np.arange(len(few)))
+    prepared = prepare_loss(couplings.graph, calibration, loss, reference=session.outputs)
     return probe(
-        couplings, few, measured, groups=groups, delta=delta, means=Means(threads=session.threads), progress=progress
+        couplings,
+        calibration,
+        prepared,
+        groups=groups,
+        samples=samples,
+        delta=delta,
+        threads=session.threads,
+        progress=progress,
     )
 
 

@@ -51,6 +51,11 @@ class Question:
     probes: tuple[Probe, ...]
     weights: tuple[float, ...]
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from all others."""
+        return self.group, self.name
+
 
 @dataclass(frozen=True)
 class Answer:

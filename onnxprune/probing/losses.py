@@ -276,7 +276,9 @@ def losses_from(loss: Loss, outputs: Mapping[str, np.ndarray], calibration: Cali
     feeds |= {target_name(name): values for name, values in loss.targets.items()}
     session = session_for(model)
     portions = [samples[0] if loss.stacked else samples for samples in calibration.batches(64)]
-    found = [session.run(None, {name: values[each] for name, values in feeds.items()})[0] for each in portions]
+    found = [
+        session.run(None, {name: np.asarray(values[each]) for name, values in feeds.items()})[0] for each in portions
+    ]
     return np.concatenate(found)
 
 

@@ -8,22 +8,27 @@ which is minus the derivative dL/dx of the textbook: what the loss would grow by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 from onnx import ModelProto
 
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.errors import UsageError
+from onnxprune.probing.asking import Progress, measured
 from onnxprune.probing.calibration import Calibration, Data, gather
-from onnxprune.probing.engine import Engine, Question
+from onnxprune.probing.engine import Answer, Question
 from onnxprune.probing.losses import Loss, LossName, UserLoss, losses_from, outputs_of, prepare_loss
 from onnxprune.probing.means import Means
 from onnxprune.probing.running import Probe
+from onnxprune.probing.samples import telling_samples
 from onnxprune.probing.sensitivities import Sensitivities, sensitivities_of
+from onnxprune.reading.observing import CPU
 
-Progress = Callable[[str, int, int], None]
-"""Told what is going on, how much is done and how much there is."""
+PROBE_SAMPLES = 32
+"""Samples that probes run on if nothing is said."""
 
 
 def probe(
@@ -32,34 +37,61 @@ def probe(
     loss: LossName | UserLoss | Loss = "distance",
     *,
     groups: Sequence[Group] | None = None,
+    samples: int | None = PROBE_SAMPLES,
     delta: float = 1.0,
     order: int = 1,
-    means: Means | None = None,
+    jobs: int | None = None,
+    memory: int | str | None = None,
+    threads: int = 0,
+    provider: str = CPU,
+    executor: Executor | None = None,
+    cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-    whole: bool = False,
 ) -> Sensitivities:
+    """
+    A score and its standard error for every channel of the groups, measured by closing gates.
+
+    Args:
+        couplings: of the model.
+        data: the samples, in any form that `prune` takes.
+        loss: as `prune` takes it, or one that was prepared for these samples.
+        groups: which groups to measure; all exact ones by default.
+        samples: how many of the samples the loss is averaged over, those on which the model hesitates most; None: all.
+        delta: how far a gate closes; 1 is removal, a small number gives derivatives by central differences.
+        order: 1, or 2 for the second derivative.
+        jobs, memory, threads, provider, executor: what probing may use, as in `Means`.
+        cache: folder of the journal that answers are written to as they come and taken from when they are there.
+        progress: called as probing goes on.
+
+    Raises:
+        UsageError: delta is not in (0, 1], or the derivative of a distance to the model itself is asked for.
+    """
     check_delta(delta)
+    means = Means(jobs, memory, threads, provider, executor)
     calibration = gather(couplings.graph, data)
-    means = means or Means()
+    outputs = outputs_of(couplings.graph.model, calibration, threads=means.threads)
     if not isinstance(loss, Loss):
-        loss = prepare_loss(couplings.graph, calibration, loss, threads=means.threads)
+        loss = prepare_loss(couplings.graph, calibration, loss, reference=outputs)
     if delta < 1 and order == 1 and loss.is_distance:
         raise UsageError(
             f"The derivative of {loss.name} to the model's own outputs is zero at the model itself. "
             "Give labels and --loss cross-entropy for derivatives, or keep --delta 1."
         )
+    few = telling_samples(loss, outputs, len(calibration) if samples is None else samples)
     chosen = [group for group in couplings.groups if group.exact] if groups is None else list(groups)
     questions = [question for group in chosen for question in channel_questions(group, delta, order)]
-    found: dict[tuple[str, str], tuple[float, float]] = {}
-    with Engine(couplings, calibration, loss, means, whole=whole) as engine:
-        for answer in engine.answers(questions):
-            found[answer.question.group, answer.question.name] = answer.mean, answer.error
-            if progress:
-                progress(answer.question.group, len(found), len(questions))
-    scores = {g.name: np.array([found[g.name, str(c)][0] for c in range(g.size)]) for g in chosen}
-    errors = {g.name: np.array([found[g.name, str(c)][1] for c in range(g.size)]) for g in chosen}
+    answers = measured(couplings, calibration.only(few), loss.only(few), questions, means, cache, progress)
+    by_group: dict[str, list[Answer]] = {group.name: [] for group in chosen}
+    for question in questions:
+        by_group[question.group].append(answers[question.key])
     return sensitivities_of(
-        couplings, scores, errors, criterion="sensitivity", loss=loss.name, delta=delta, samples=len(calibration)
+        couplings,
+        {name: np.array([answer.mean for answer in found]) for name, found in by_group.items()},
+        {name: np.array([answer.error for answer in found]) for name, found in by_group.items()},
+        criterion="sensitivity",
+        loss=loss.name,
+        delta=delta,
+        samples=len(few),
     )
 
 
@@ -81,7 +113,8 @@ def channel_questions(group: Group, delta: float, order: int) -> Iterator[Questi
     """What each channel of the group matters: the finite difference of this step and order in its gate."""
     gates, weights = stencil(delta, order)
     for channel in range(group.size):
-        yield Question(group.name, str(channel), tuple(Probe((channel,), gate) for gate in gates), weights)
+        name = f"channel {channel}, order {order}, delta {delta!r}"
+        yield Question(group.name, name, tuple(Probe((channel,), gate) for gate in gates), weights)
 
 
 def stencil(delta: float, order: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

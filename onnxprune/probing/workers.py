@@ -36,7 +36,7 @@ def run_in_processes(tasks: Mapping[int, Task], lab: Lab, processes: int) -> Res
     for attempt in range(RESTARTS + 1):
         try:
             with pool(processes) as executor:
-                for number, losses in run_on(executor, left, lab, processes):
+                for number, losses in run_on(executor, dict(left), lab, processes):
                     del left[number]
                     yield number, losses
             return
