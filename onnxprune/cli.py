@@ -20,6 +20,7 @@ from onnxprune.choosing.plan import load_plan
 from onnxprune.choosing.targets import Limits
 from onnxprune.coupling.couple import couple
 from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.files import check_target, is_same, is_special, write_whole
 from onnxprune.pipeline import PruneResult, compare, prune
 from onnxprune.pipeline import apply as apply_plan
 from onnxprune.probing.calibration import collected, gather, given_shapes
@@ -27,7 +28,6 @@ from onnxprune.probing.probe import PROBE_SAMPLES, check_delta, probe
 from onnxprune.reading.read import load, read
 from onnxprune.reporting import tables
 from onnxprune.reporting.inspection import inspect as inspect_couplings
-from onnxprune.rewriting.saving import check_target, is_same, is_special, write_whole
 from onnxprune.verifying.verify import verify
 
 DEFAULT_COMMAND = "prune"

@@ -16,6 +16,7 @@ from onnxprune.choosing.plan import Plan
 from onnxprune.choosing.targets import Amount, Bound, Limits, Targets
 from onnxprune.coupling.couple import Couplings, Group, couple
 from onnxprune.errors import ModelError, TargetError, UsageError, VerificationError
+from onnxprune.files import check_target
 from onnxprune.probing.asking import Progress
 from onnxprune.probing.calibration import Data, collected, describe, given_shapes
 from onnxprune.probing.losses import LossName, UserLoss, outputs_of, prepare_loss
@@ -26,7 +27,7 @@ from onnxprune.reading.read import Model, read
 from onnxprune.reporting.measuring import Session, figures, notes_on, open_session, parameter_count
 from onnxprune.reporting.report import Comparison, GroupReport, Report
 from onnxprune.rewriting.rewrite import rewrite
-from onnxprune.rewriting.saving import check_target, save_model
+from onnxprune.rewriting.saving import save_model
 from onnxprune.verifying.measure import distance, latency
 from onnxprune.verifying.verify import verify
 

@@ -14,8 +14,8 @@ import onnxprune
 ROOT = Path(onnxprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 STAGES = (
-    *("errors", "reading", "rules", "coupling", "probing", "choosing", "rewriting", "repairing", "verifying"),
-    *("reporting", "pipeline", "cli", "__main__"),
+    *("errors", "files", "reading", "rules", "coupling", "probing", "choosing", "rewriting", "repairing"),
+    *("verifying", "reporting", "pipeline", "cli", "__main__"),
 )
 
 BUILDERS = {

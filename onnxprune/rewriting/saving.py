@@ -1,15 +1,13 @@
-"""Write files so that they appear whole or not at all."""
+"""Write a model so that it appears whole or not at all."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from onnx import ModelProto
 
-from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.files import write_whole
 
 
 def save_model(model: ModelProto, path: str | os.PathLike[str]) -> None:
@@ -20,80 +18,3 @@ def save_model(model: ModelProto, path: str | os.PathLike[str]) -> None:
         OnnxPruneError: the file cannot be written.
     """
     write_whole({Path(path): model.SerializeToString()})
-
-
-def write_whole(contents: Mapping[Path, bytes]) -> None:
-    """
-    Write files so that all of them appear whole, or none at all.
-
-    Each is written under another name beside its place; when all are there, they are renamed. A device or pipe just
-    gets its bytes.
-    """
-    written: dict[Path, Path] = {}
-    path = Path()
-    try:
-        for path, content in contents.items():
-            if is_special(path):
-                path.write_bytes(content)
-                continue
-            real = path.resolve()
-            handle, name = tempfile.mkstemp(prefix=f".{real.name[:64]}.", suffix=".part", dir=real.parent)
-            os.close(handle)
-            written[Path(name)] = real
-            Path(name).write_bytes(content)
-            Path(name).chmod(0o666 & ~current_umask())
-        for temporary, path in written.items():
-            temporary.replace(path)
-    except OSError as failure:
-        reason = failure.strerror or failure
-        raise OnnxPruneError(f"Cannot write {str(path)!r}: {reason}. Choose another place.") from None
-    finally:
-        for temporary in written:
-            temporary.unlink(missing_ok=True)
-
-
-def is_special(path: Path) -> bool:
-    """Is it there, but no file or folder: a device such as /dev/null, or a pipe?"""
-    return path.exists() and not path.is_file() and not path.is_dir()
-
-
-def current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def check_target(path: str | os.PathLike[str], *, source: Path | None) -> None:
-    """
-    Refuse, before any work is done, a path that could not be written or that is an input.
-
-    Raises:
-        UsageError: the folder is missing or not writable, the path is a folder, or it is the file that is read.
-    """
-    target = Path(path)
-    try:
-        check_place(target, source)
-    except OSError as failure:
-        raise UsageError(
-            f"Cannot write {str(target)!r}: {failure.strerror or failure}. Choose another place."
-        ) from None
-
-
-def check_place(target: Path, source: Path | None) -> None:
-    """As `check_target`; what the system refuses comes as OSError."""
-    if source is not None and is_same(target, source):
-        raise UsageError(f"The output {str(target)!r} is an input, and inputs are never touched. Name another file.")
-    if target.is_dir():
-        raise UsageError(f"Expected a file name to write to, found the folder {str(target)!r}. Name a file in it.")
-    if is_special(target):
-        return
-    folder = target.resolve().parent
-    if not folder.is_dir():
-        raise UsageError(f"Cannot write {str(target)!r}: there is no folder {str(target.parent)!r}. Make it first.")
-    with tempfile.TemporaryFile(dir=folder):  # what the permissions say is not all: disks are full or read-only
-        pass
-
-
-def is_same(one: Path, other: Path) -> bool:
-    """Do both paths lead to one file, there or yet to be written?"""
-    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.rewriting import saving
+from onnxprune import files
 from tests.bundled import digits, model_path
 from tests.cli.conftest import Run
 from tests.models import build
@@ -196,7 +196,7 @@ def test_an_unwritable_folder_is_refused(refused: Refused, monkeypatch: pytest.M
     def denied(dir: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(saving.tempfile, "TemporaryFile", denied)
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", denied)
     message = refused("model.onnx out.onnx", code=2)
     assert message == "Cannot write 'out.onnx': Permission denied. Choose another place."
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.rewriting.saving import write_whole
+from onnxprune.files import write_whole
 
 
 def test_files_appear_together(tmp_path: Path) -> None:
