@@ -211,7 +211,7 @@ def axes_in(fact: Fact) -> tuple[Axis, ...]:
             return left, right
         case Frozen(axis, _, _) | Inexact(axis, _):
             return (axis,)
-        case Contracted(tensor, number, _):
+        case Contracted(tensor, number):
             return (tensor[number],)
         case _:
             return ()

@@ -7,18 +7,27 @@ Where the graph is cut for a group: a probe runs only what lies behind its gates
 What comes across the cut is kept. A gate on a tensor that comes across needs no node: the kept numbers are closed
 before they are fed. Only gates behind the cut, as in a residual stream that is read again and again, multiply in the
 graph.
+
+A sink that is affine in its closed tensor need not run again either: the closed channels' own terms are taken off its
+kept output, which costs as much as these few channels do. Then the cut lies behind the sink.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+
+from onnx import TensorProto
 
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import Use
 from onnxprune.probing.gates import Gate, batch_axis, gates_of
 from onnxprune.reading.graph import NUMPY_TYPES, Graph
 from onnxprune.rules.axes import Dim, leaves
+from onnxprune.rules.facts import Contracted, Stores
+
+PRECISE = frozenset({int(TensorProto.FLOAT), int(TensorProto.DOUBLE)})
+"""Element types in which terms may be taken off a sum without losing what matters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,51 +39,94 @@ class Across:
     shared: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """
+    An affine sink: the node at `position` reads the gate's tensor as input `data`, and sums it with the constant that
+    is its input `weight` over that constant's `weight_axis`.
+    """
+
+    gate: Gate
+    position: int
+    data: int
+    weight: int
+    weight_axis: int
+    output: str
+
+
 @dataclass(frozen=True)
 class Cut:
     """
     The graph in two parts.
 
     `before` and `behind` are positions of nodes, ascending: of those that make what comes across, and of those that run
-    for each probe. `fed` are the gates that are closed in what is fed; `inside` those that multiply behind the cut.
+    for each probe. `fed` are the gates that are closed in what is fed; `inside` those that multiply behind the cut;
+    `sinks` those of which closed channels are taken off.
     """
 
     before: tuple[int, ...]
     behind: tuple[int, ...]
     across: tuple[Across, ...]
-    fed: tuple[Gate, ...]
-    inside: tuple[Gate, ...]
+    fed: tuple[Gate, ...] = ()
+    inside: tuple[Gate, ...] = ()
+    sinks: tuple[Sink, ...] = ()
 
     @property
     def shares_runs(self) -> bool:
         """May several probes share a run, each with samples of its own?"""
-        gates = (*self.fed, *self.inside)
-        return all(one.shared or one.batch_axis is not None for one in self.across) and all(
-            gate.batch_axis is not None for gate in gates
-        )
+        changed = {sink.output for sink in self.sinks}
+        return all(
+            one.batch_axis is not None or (one.shared and one.name not in changed) for one in self.across
+        ) and all(gate.batch_axis is not None for gate in (*self.fed, *self.inside))
 
 
-def cut_for(couplings: Couplings, dims: Iterable[Dim], outputs: Iterable[str], *, whole: bool = False) -> Cut:
+def cut_for(
+    couplings: Couplings,
+    dims: Iterable[Dim],
+    outputs: Iterable[str],
+    *,
+    whole: bool = False,
+    taking_off: bool = True,
+) -> Cut:
     """
     The cut behind which the fewest nodes run for probes of these Dims; `outputs` are the tensors the loss reads.
 
-    A `whole` cut keeps nothing but the model's inputs, and has all gates in the graph: slow, and plain enough to check
-    the others against.
+    Without `taking_off` all sinks run again, as they must when probes bring constants of their own. A `whole` cut keeps
+    nothing but the model's inputs, and has all gates in the graph: slow, and plain enough to check the others against.
     """
-    graph, gates = couplings.graph, gates_of(couplings, dims)
-    kept = frozenset(graph.input_shapes) if whole else keepable(couplings)
-    moved = () if whole else reached_from(graph, {use for gate in gates for use in gate.uses})
-    behind, names = run_again(graph, frozenset(outputs), frozenset(moved), kept)
-    fed: dict[str, Gate] = {}
-    for gate in () if whole else gates:
-        if gate.tensor in names:
-            fed.setdefault(gate.tensor, gate)
+    graph, gates, wanted = couplings.graph, gates_of(couplings, dims), frozenset(outputs)
+    if whole:
+        behind, names = run_again(graph, wanted, frozenset(), frozenset(graph.input_shapes))
+        return cut_of(couplings, behind, names, inside=gates)
+    kept = keepable(couplings)
+    sinks = affine_sinks(couplings, gates, kept) if taking_off else {}
+    closed = {use[0] for gate in gates if gate not in sinks for use in gate.uses}
+    beyond = {
+        node.position for group in sinks.values() for sink in group for node, _ in graph.readers.get(sink.output, ())
+    }
+    behind, names = run_again(graph, wanted, reached_from(graph, closed | beyond), kept)
+    names |= {gate.tensor for gate in sinks}
+    fed = {gate.tensor: gate for gate in reversed(gates) if gate.tensor in names and gate not in sinks}
+    inside = [gate for gate in gates if gate not in sinks and fed.get(gate.tensor) is not gate]
+    return cut_of(couplings, behind, names, fed.values(), inside, [one for group in sinks.values() for one in group])
+
+
+def cut_of(
+    couplings: Couplings,
+    behind: Set[int],
+    names: Set[str],
+    fed: Iterable[Gate] = (),
+    inside: Iterable[Gate] = (),
+    sinks: Iterable[Sink] = (),
+) -> Cut:
+    """The cut with its nodes in order."""
     return Cut(
-        before=tuple(sorted(leading_to(graph, names))),
+        before=tuple(sorted(leading_to(couplings.graph, names))),
         behind=tuple(sorted(behind)),
         across=tuple(across(name, couplings) for name in sorted(names)),
-        fed=tuple(fed.values()),
-        inside=tuple(gate for gate in gates if fed.get(gate.tensor) is not gate),
+        fed=tuple(fed),
+        inside=tuple(inside),
+        sinks=tuple(sinks),
     )
 
 
@@ -88,9 +140,68 @@ def keepable(couplings: Couplings) -> frozenset[str]:
     return frozenset(name for name in types if types[name] in NUMPY_TYPES and name not in couplings.typing.knowable)
 
 
-def reached_from(graph: Graph, uses: Set[Use]) -> set[int]:
-    """The nodes that read at one of these uses, or read what such a node makes."""
-    starts = {position for position, _ in uses}
+def affine_sinks(couplings: Couplings, gates: Sequence[Gate], kept: Set[str]) -> dict[Gate, list[Sink]]:
+    """The gates all of whose sinks are affine and lie on the cut, with these sinks."""
+    graph = couplings.graph
+    found: dict[Gate, list[Sink]] = {}
+    for gate in gates:
+        sinks = [affine_sink(couplings, gate, use) for use in gate.uses]
+        if all(sink is not None and sink.output in kept for sink in sinks) and gate.tensor in kept:
+            found[gate] = [sink for sink in sinks if sink is not None]
+    while True:  # a sink that is reached from another gate runs again, and with it all sinks of its own gate
+        closed = {use[0] for gate in gates if gate not in found for use in gate.uses}
+        made = {sink.output for sinks in found.values() for sink in sinks}
+        moved = reached_from(
+            graph, closed | {node.position for name in made for node, _ in graph.readers.get(name, ())}
+        )
+        again = [gate for gate, sinks in found.items() if any(sink.position in moved for sink in sinks)]
+        if not again:
+            return found
+        for gate in again:
+            del found[gate]
+
+
+def moved_by(graph: Graph, gates: Iterable[Gate], sinks: Mapping[Gate, Sequence[Sink]]) -> set[int]:
+    """The nodes that compute something else when gates close, but for the sinks of which closed channels are taken."""
+    closed = {position for gate in gates if gate not in sinks for position, _ in gate.uses}
+    changed = {sink.output for alike in sinks.values() for sink in alike}
+    return reached_from(graph, closed | {node.position for name in changed for node, _ in graph.readers.get(name, ())})
+
+
+def affine_sink(couplings: Couplings, gate: Gate, use: Use) -> Sink | None:
+    """The sink at this use, if it is affine and its other operand a constant that is cut along with the tensor."""
+    typing, (position, index) = couplings.typing, use
+    op, facts = typing.stated[position].op, typing.stated[position].facts
+    data = op.inputs[index]
+    (fact,) = (
+        fact for fact in facts if isinstance(fact, Contracted) and fact.tensor is data and fact.axis == gate.axis
+    )
+    others = [(number, other) for number, other in enumerate(op.inputs) if other is not None and number != index]
+    if not fact.affine or couplings.graph.element_types.get(gate.tensor) not in PRECISE or len(op.results) != 1:
+        return None
+    if any(other.name not in couplings.graph.constants for _, other in others):
+        return None
+    matching = [
+        (number, axis)
+        for number, other in others
+        if any(other is operand for operand in fact.by)
+        for axis, type_ in enumerate(typing.axes(other))
+        if type_ == gate.type
+    ]
+    standing = [type_ for tensor in (*op.tensors, *op.results) for type_ in typing.axes(tensor)]
+    dims = set(leaves(gate.type))
+    if len(matching) != 1 or sum(not dims.isdisjoint(leaves(type_)) for type_ in standing) != 2:
+        return None
+    if any(
+        isinstance(fact, Stores) and not dims.isdisjoint(leaves(typing.solver.resolve(fact.size))) for fact in facts
+    ):
+        return None
+    ((weight, weight_axis),) = matching
+    return Sink(gate, position, index, weight, weight_axis, op.node.outputs[0])
+
+
+def reached_from(graph: Graph, starts: Set[int]) -> set[int]:
+    """These nodes, and those that read what such a node makes."""
     reached: set[int] = set()
     moved: set[str] = set()
     for node in graph.nodes:
@@ -101,7 +212,7 @@ def reached_from(graph: Graph, uses: Set[Use]) -> set[int]:
 
 
 def run_again(
-    graph: Graph, outputs: frozenset[str], moved: frozenset[int], kept: frozenset[str]
+    graph: Graph, outputs: frozenset[str], moved: Set[int], kept: frozenset[str]
 ) -> tuple[set[int], set[str]]:
     """The nodes that must run for every probe, and the tensors that are kept for them."""
     behind: set[int] = set()

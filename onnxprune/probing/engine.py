@@ -20,7 +20,7 @@ from onnxprune.probing.calibration import Calibration
 from onnxprune.probing.lab import Lab
 from onnxprune.probing.losses import Loss, losses_from, outputs_of
 from onnxprune.probing.means import Means
-from onnxprune.probing.running import Probe, Task, run_task, session
+from onnxprune.probing.running import Probe, Task, run_task, sessions
 from onnxprune.probing.stations import Key, Stations
 from onnxprune.probing.workers import Results, run_here, run_in_processes, run_on
 from onnxprune.reading.observing import Session, session_for
@@ -111,7 +111,7 @@ class Engine:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        session.cache_clear()
+        sessions.cache_clear()
         self._lab.__exit__(*failure)
 
     def seconds(self, questions: Sequence[Question]) -> float:

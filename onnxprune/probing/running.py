@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,8 @@ from onnxprune.probing.calibration import Calibration
 from onnxprune.probing.cutting import Across
 from onnxprune.probing.lab import Room, folder_of
 from onnxprune.probing.losses import Loss, target_name, user_losses
-from onnxprune.reading.observing import session_for
+from onnxprune.probing.splitting import SINK_DATA, SINK_WEIGHT
+from onnxprune.reading.observing import Session, session_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,33 @@ class Closing:
 
     def values(self, probe: Probe) -> np.ndarray:
         """The gate at every position of the axis."""
-        gates = np.ones(len(self.channels[0]), np.float32)
-        if probe.channels:
-            for along in self.channels:
-                gates *= np.where(np.isin(along, probe.channels), np.float32(probe.gate), np.float32(1))
-        return gates
+        return gate_values(self.channels, probe)
+
+
+@dataclass(frozen=True)
+class Taking:
+    """
+    How closed channels are taken off a sink's output: `part` is the sink alone in the lab, and `weight` the file of its
+    constant, which has the channels of `data` on its `weight_axis`. `batch_axis` is the output's.
+    """
+
+    part: str
+    data: str
+    axis: int
+    weight: str
+    weight_axis: int
+    output: str
+    batch_axis: int | None
+    channels: tuple[np.ndarray, ...]
+
+
+def gate_values(channels: Sequence[np.ndarray], probe: Probe) -> np.ndarray:
+    """The gate at every position of an axis, from each dimension's channel there."""
+    gates = np.ones(len(channels[0]), np.float32)
+    if probe.channels:
+        for along in channels:
+            gates *= np.where(np.isin(along, probe.channels), np.float32(probe.gate), np.float32(1))
+    return gates
 
 
 @dataclass(frozen=True)
@@ -69,6 +91,7 @@ class Split:
     name: str
     across: tuple[Across, ...]
     closings: tuple[Closing, ...]
+    takings: tuple[Taking, ...] = ()
     free: tuple[str, ...] = ()
     kept: Mapping[str, int] = field(default_factory=dict)
     """Numbers of the tensors that may lie in the lab for each portion."""
@@ -124,7 +147,7 @@ class Bench:
 
     def __init__(self, task: Task, folder: Path) -> None:
         self.task, self.split, self.setting, self.folder = task, task.split, task.setting, folder
-        self.behind = session(folder / f"{self.split.name}.behind.onnx", self.setting.threads, self.setting.provider)
+        self.behind = self._session(f"{self.split.name}.behind")
         self.inputs = frozenset(port.name for port in self.behind.get_inputs())
         self.arrays = {
             name: np.load(folder / f"array.{number}.npy", mmap_mode="r")
@@ -139,19 +162,39 @@ class Bench:
         kept = self._kept(portion, feed)
         fixed = self._repeated(kept, feed, repeats) | self._targets(rows, repeats)
         closing = Closer(self.split, kept, fixed, len(rows), repeats)
+        takers = [Taker(taking, kept, len(rows), repeats, self._sink(taking)) for taking in self.split.takings]
         found = np.full((len(self.task.probes), len(samples)), np.nan)
         for start in range(0 if self.task.checks or portion == 0 else 1, len(found), repeats):
             probes = self.task.probes[start : start + repeats]
-            with_gates = closing.closed(probes)
+            with_gates = closing.closed(probes) | {taker.output: taker.taken_off(probes) for taker in takers}
             feeds = {name: value for name, value in with_gates.items() if name in self.inputs}
             outputs = self.behind.run(None, feeds | dict(probes[0].constants))
             found[start : start + len(probes)] = self._split(outputs, probes, samples, len(rows))
             closing.open(probes)
         return found
 
+    def _sink(self, taking: Taking) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+        """The sink as a function of some positions of its tensor, already gated, and of which they are."""
+        alone = self._session(taking.part)
+        weight = np.load(self.folder / f"{taking.weight}.npy", mmap_mode="r")
+
+        def run(data: np.ndarray, positions: np.ndarray) -> np.ndarray:
+            part = np.take(weight, positions, taking.weight_axis)
+            (output,) = alone.run(None, {SINK_DATA: data, SINK_WEIGHT: part})
+            return np.asarray(output)
+
+        return run
+
+    def _session(self, part: str) -> Session:
+        made = sessions(self.folder, self.split.name)
+        if part not in made:
+            path = str(self.folder / f"{part}.onnx")
+            made[part] = session_for(path, threads=self.setting.threads, provider=self.setting.provider)
+        return made[part]
+
     @property
-    def _before(self) -> Any:
-        return session(self.folder / f"{self.split.name}.before.onnx", self.setting.threads, self.setting.provider)
+    def _before(self) -> Session:
+        return self._session(f"{self.split.name}.before")
 
     def _of(self, rows: np.ndarray, array: np.ndarray) -> np.ndarray:
         """The array's rows, or the one sample that is run whole."""
@@ -275,6 +318,51 @@ class Closer:
         return np.ascontiguousarray(values if closing.batch_axis < closing.axis else values.T).reshape(shape)
 
 
+class Taker:
+    """Takes closed channels off the output of a sink."""
+
+    def __init__(
+        self,
+        taking: Taking,
+        kept: Mapping[str, np.ndarray],
+        rows: int,
+        repeats: int,
+        sink: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ) -> None:
+        self._taking, self._rows, self._repeats, self._sink = taking, rows, repeats, sink
+        self.output = taking.output
+        self._data = kept[taking.data]
+        whole = np.concatenate([kept[taking.output]] * repeats, axis=taking.batch_axis or 0)
+        self._outputs = np.moveaxis(whole, taking.batch_axis or 0, 0)
+        self._open = np.moveaxis(kept[taking.output], taking.batch_axis or 0, 0)
+        first = np.array([0])
+        nothing = self._sink(np.zeros_like(np.take(self._data, first, taking.axis)), first)
+        self._and_nothing = self._open + np.moveaxis(nothing, taking.batch_axis or 0, 0)
+        self._whole = whole
+
+    def taken_off(self, probes: Sequence[Probe]) -> np.ndarray:
+        """The output, for each probe without the terms of its closed channels."""
+        each = len(self._open)
+        for number in range(self._repeats):
+            rows = self._outputs[number * each : (number + 1) * each]
+            probe = probes[number] if number < len(probes) else OPEN
+            gates = gate_values(self._taking.channels, probe)
+            positions = np.flatnonzero(gates != 1)
+            if len(positions):
+                terms = self._sink(self._closed_away(positions, gates), positions)
+                np.subtract(self._and_nothing, np.moveaxis(terms, self._taking.batch_axis or 0, 0), out=rows)
+            else:
+                rows[...] = self._open
+        return self._whole
+
+    def _closed_away(self, positions: np.ndarray, gates: np.ndarray) -> np.ndarray:
+        """What the gates take away from the tensor, at these positions alone."""
+        shape = [1] * self._data.ndim
+        shape[self._taking.axis] = len(positions)
+        away = (1 - gates[positions]).astype(self._data.dtype).reshape(shape)
+        return np.asarray(np.take(self._data, positions, self._taking.axis) * away)
+
+
 def moved(array: np.ndarray, closing: Closing) -> np.ndarray:
     """A view `[batch, positions, ...]` of a tensor that is closed; a batch of one where there is none."""
     if closing.batch_axis is None:
@@ -287,7 +375,7 @@ def kept_file(number: int | None, portion: int) -> str:
     return f"kept.{number}.{portion}.npy"
 
 
-@lru_cache(maxsize=4)
-def session(path: Path, threads: int, provider: str) -> Any:
-    """A session for a part, kept for the next task of the same cut."""
-    return session_for(str(path), threads=threads, provider=provider)
+@lru_cache(maxsize=2)
+def sessions(folder: Path, split: str) -> dict[str, Session]:
+    """The sessions of a cut that were made so far, kept for its next task; those of older cuts are let go."""
+    return {}

@@ -42,7 +42,8 @@ def demand_of(couplings: Couplings, cut: Cut, calibration: Calibration) -> Deman
     graph = couplings.graph
     scale = SLACK * scale_of(graph, calibration)
     kept = [one.name for one in cut.across]
-    copies = sum(bytes_of(name, graph) for name in (*kept, *(gate.tensor for gate in cut.fed)))
+    changed = (*(gate.tensor for gate in cut.fed), *(sink.output for sink in cut.sinks))
+    copies = sum(bytes_of(name, graph) for name in (*kept, *changed))
     weights = {name for position in (*cut.before, *cut.behind) for name in graph.nodes[position].reads}
     return Demand(
         weights=sum(bytes_of(name, graph) for name in weights & graph.constants.keys()),

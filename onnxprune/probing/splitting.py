@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxprune.coupling.types import Use
-from onnxprune.probing.cutting import Cut
+from onnxprune.probing.cutting import Cut, Sink
 from onnxprune.probing.gates import Gate
 from onnxprune.probing.losses import Loss, loss_nodes
 from onnxprune.reading.graph import Constant, Graph, read_by
+
+SINK_DATA, SINK_WEIGHT = "onnxprune.data", "onnxprune.weight"
+"""The inputs of a sink alone."""
 
 Store = Callable[[Constant], TensorProto]
 """Says how a constant is written into a part: whole, or as a reference to where its numbers lie."""
@@ -39,6 +42,18 @@ def part_behind(graph: Graph, cut: Cut, loss: Loss, store: Store, free: Iterable
     part = part_of(graph, nodes, inputs | dict(ending.inputs), store)
     part.graph.initializer.extend(ending.constants)
     part.graph.output.extend(ValueInfoProto(name=name) for name in ending.outputs)
+    return part
+
+
+def part_of_sink(graph: Graph, sink: Sink, store: Store) -> ModelProto:
+    """The sink alone, which takes some positions of its tensor and of its constant."""
+    node = NodeProto()
+    node.CopyFrom(graph.model.graph.node[sink.position])
+    node.input[sink.data], node.input[sink.weight] = SINK_DATA, SINK_WEIGHT
+    weight = graph.nodes[sink.position].inputs[sink.weight]
+    types = {SINK_DATA: graph.element_types[sink.gate.tensor], SINK_WEIGHT: graph.constants[weight].tensor.data_type}
+    part = part_of(graph, [node], types, store)
+    part.graph.output.append(ValueInfoProto(name=sink.output))
     return part
 
 

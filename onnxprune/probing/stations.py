@@ -9,14 +9,14 @@ import numpy as np
 
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration
-from onnxprune.probing.cutting import Across, Cut, cut_for, leading_to
+from onnxprune.probing.cutting import Across, Cut, Sink, cut_for, leading_to
 from onnxprune.probing.gates import Gate
 from onnxprune.probing.lab import Lab
 from onnxprune.probing.losses import Loss, target_name
 from onnxprune.probing.means import Means
-from onnxprune.probing.running import LABELS, Closing, Probe, Setting, Split, Task, kept_file
+from onnxprune.probing.running import LABELS, Closing, Probe, Setting, Split, Taking, Task, kept_file
 from onnxprune.probing.sizes import bytes_of, demand_of, scale_of, share_of
-from onnxprune.probing.splitting import closed_name, gate_name, part_before, part_behind
+from onnxprune.probing.splitting import closed_name, gate_name, part_before, part_behind, part_of_sink
 from onnxprune.reading.observing import session_for
 from onnxprune.rules.axes import Dim, channels_along, leaves
 
@@ -73,7 +73,7 @@ class Stations:
         """Build the stations that are not there yet, and run the model once for what comes across their cuts."""
         groups = {key: self._couplings.group(key.group) for key in keys if key not in self._stations}
         cuts = {
-            key: cut_for(self._couplings, group.dims, self._loss.outputs, whole=key.whole)
+            key: cut_for(self._couplings, group.dims, self._loss.outputs, whole=key.whole, taking_off=not key.free)
             for key, group in groups.items()
         }
         rows = min((self._rows_that_fit(cut) for cut in cuts.values()), default=self._rows)
@@ -116,12 +116,36 @@ class Stations:
         name = f"part.{len(self._stations)}"
         self._lab.add_part(f"{name}.before", part_before(couplings.graph, cut, self._lab.store))
         self._lab.add_part(f"{name}.behind", part_behind(couplings.graph, cut, loss, self._lab.store, key.free))
-        kept = {one.name: self._kept[one.name] for one in cut.across if one.name in self._kept}
-        gates = tuple(closings(cut, couplings.group(key.group).dims, couplings))
-        split = Split(name, cut.across, gates, key.free, kept)
+        dims = couplings.group(key.group).dims
+        split = Split(
+            name,
+            across=cut.across,
+            closings=tuple(closings(cut, dims, couplings)),
+            takings=tuple(self._taking(f"{name}.{number}", sink, cut, dims) for number, sink in enumerate(cut.sinks)),
+            free=key.free,
+            kept={one.name: self._kept[one.name] for one in cut.across if one.name in self._kept},
+        )
         shares_runs = self._rows_are_free and cut.shares_runs and not key.free and not key.whole
         many = max(1, self._rows // len(self._calibration)) if shares_runs else 1
         return Station(split, many, share_of(couplings, cut.behind))
+
+    def _taking(self, name: str, sink: Sink, cut: Cut, dims: Sequence[Dim]) -> Taking:
+        """Write the sink alone and its constant into the lab."""
+        graph = self._couplings.graph
+        constant = graph.constants[graph.nodes[sink.position].inputs[sink.weight]]
+        self._lab.add_part(name, part_of_sink(graph, sink, self._lab.store))
+        self._lab.add_array(f"{name}.weight", constant.array())
+        batch_axis = next((one.batch_axis for one in cut.across if one.name == sink.output), None)
+        return Taking(
+            part=name,
+            data=sink.gate.tensor,
+            axis=sink.gate.axis,
+            weight=f"{name}.weight",
+            weight_axis=sink.weight_axis,
+            output=sink.output,
+            batch_axis=batch_axis,
+            channels=channels_at(sink.gate, dims),
+        )
 
     def _keep(self, cuts: Iterable[Cut]) -> None:
         """Write what comes across the cuts into the lab, if it is not too much; else each task computes it again."""
@@ -162,13 +186,17 @@ def closings(cut: Cut, dims: Sequence[Dim], couplings: Couplings) -> list[Closin
 
 def closing(name: str, gate: Gate, fed: str | None, dims: Sequence[Dim], couplings: Couplings) -> Closing:
     """Which channels of the group stand where on the gate's axis."""
-    starts = np.cumsum([0, *(dim.size for dim in dims)])
-    along = [
-        np.where(channels >= 0, channels + start, -1)
-        for dim, start in zip(dims, starts, strict=False)
-        if dim in set(leaves(gate.type))
-        for channels in (channels_along(gate.type, dim),)
-    ]
     samples = next((dim.size for dim in couplings.batch), 1)
     positions = 1 if gate.batch_axis is None else couplings.graph.shapes[gate.tensor][gate.batch_axis] // samples
-    return Closing(name, fed, gate.axis, gate.rank, gate.batch_axis, positions, tuple(along))
+    return Closing(name, fed, gate.axis, gate.rank, gate.batch_axis, positions, channels_at(gate, dims))
+
+
+def channels_at(gate: Gate, dims: Sequence[Dim]) -> tuple[np.ndarray, ...]:
+    """For each dimension of the group on the gate's axis: which channel is at each position, -1 for none."""
+    starts = np.cumsum([0, *(dim.size for dim in dims)])
+    along = [
+        (channels_along(gate.type, dim), start)
+        for dim, start in zip(dims, starts, strict=False)
+        if dim in set(leaves(gate.type))
+    ]
+    return tuple(np.where(channels >= 0, channels + start, -1) for channels, start in along)

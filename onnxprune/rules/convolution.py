@@ -54,7 +54,7 @@ def convolved(op: Op, out_channels: Axis) -> Iterator[Fact]:
     yield Equal(y[1], out_channels)
     yield from fixed((*x[2:], *y[2:]), "spatial")
     yield from fixed(w[2:], "kernel")
-    yield Contracted(x, 1, by=(x, w))
+    yield Contracted(x, 1, by=(x, w), affine=True)
     product = AnyOf((Unsummed(x, (1,)), w))
     if bias is None:
         yield Zero(y, product)

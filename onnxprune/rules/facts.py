@@ -35,11 +35,16 @@ class Inexact:
 
 @dataclass(frozen=True, slots=True)
 class Contracted:
-    """A sink: the node sums over axis number `axis` of its input `tensor`, each term a product of the `by` operands."""
+    """
+    A sink: the node sums over axis number `axis` of its input `tensor`, each term a product of the `by` operands.
+
+    `affine`: its output is nothing but that sum and what does not depend on `tensor`.
+    """
 
     tensor: Tensor
     axis: int
     by: tuple[Tensor, ...]
+    affine: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ def matmul(op: Op) -> Iterator[Fact]:
     elif b.rank > 1:
         yield Equal(b[-1], y[-1])
         yield from broadcast((leading(b, 2),), leading(y, 1))
-    yield Contracted(a, a.rank - 1, by=(a, b))
+    yield Contracted(a, a.rank - 1, by=(a, b), affine=True)
     yield Zero(y, AnyOf((Unsummed(a, (a.rank - 1,)), Unsummed(b, (b.rank + inner,)))))
     yield Macs((*y.axes, a[-1]))
 
@@ -47,7 +47,7 @@ def gemm(op: Op) -> Iterator[Fact]:
     yield Equal(a[a_row], y[0])
     yield Equal(b[b_column], y[1])
     yield Equal(a[a_inner], b[b_inner])
-    yield Contracted(a, a_inner, by=(a, b))
+    yield Contracted(a, a_inner, by=(a, b), affine=True)
     yield Macs((y[0], y[1], a[a_inner]))
     product = AnyOf((Unsummed(a, (a_inner,)), Unsummed(b, (b_inner,))))
     if c is None:
