@@ -39,7 +39,7 @@ def part_behind(graph: Graph, cut: Cut, loss: Loss, store: Store, free: Iterable
     inputs |= {gate_name(number): int(TensorProto.FLOAT) for number in range(len(cut.inside))}
     ending = loss_nodes(loss, graph.opsets[""])
     nodes = [*gated_nodes(graph, cut), *ending.nodes]
-    part = part_of(graph, nodes, inputs | dict(ending.inputs), store)
+    part = part_of(graph, nodes, inputs | dict(ending.inputs), store, passed=ending.outputs)
     part.graph.initializer.extend(ending.constants)
     part.graph.output.extend(ValueInfoProto(name=name) for name in ending.outputs)
     return part
@@ -103,14 +103,16 @@ def element_type_of(name: str, graph: Graph) -> int:
     return constant.tensor.data_type if constant is not None else graph.element_types[name]
 
 
-def part_of(graph: Graph, nodes: Iterable[NodeProto], inputs: dict[str, int], store: Store) -> ModelProto:
-    """A model of these nodes, with the constants they read and those of the inputs that they read."""
+def part_of(
+    graph: Graph, nodes: Iterable[NodeProto], inputs: dict[str, int], store: Store, *, passed: Iterable[str] = ()
+) -> ModelProto:
+    """A model of these nodes, with the constants and those of the inputs that they read or that are `passed` on."""
     whole = graph.model
     part = ModelProto(ir_version=max(whole.ir_version, 4), opset_import=whole.opset_import, functions=whole.functions)
     part.graph.name = whole.graph.name or "part"
     part.graph.sparse_initializer.extend(whole.graph.sparse_initializer)
     part.graph.node.extend(nodes)
-    read = dict.fromkeys(name for node in part.graph.node for name in read_by(node))
+    read = dict.fromkeys((*passed, *(name for node in part.graph.node for name in read_by(node))))
     for name in read:
         if name in inputs:
             part.graph.input.append(helper.make_tensor_value_info(name, inputs[name], None))
