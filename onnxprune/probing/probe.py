@@ -60,7 +60,8 @@ def probe(
         delta: how far a gate closes; 1 is removal, a small number gives derivatives by central differences.
         order: 1, or 2 for the second derivative.
         jobs, memory, threads, provider, executor: what probing may use, as in `Means`.
-        cache: folder of the journal that answers are written to as they come and taken from when they are there.
+        cache: folder of the journal that answers are written to as they come and taken from when they are there;
+            a loss of the user's own has none.
         progress: called as probing goes on.
 
     Raises:
@@ -80,7 +81,7 @@ def probe(
     few = telling_samples(loss, outputs, len(calibration) if samples is None else samples)
     chosen = [group for group in couplings.groups if group.exact] if groups is None else list(groups)
     questions = [question for group in chosen for question in channel_questions(group, delta, order)]
-    answers = measured(couplings, calibration.only(few), loss.only(few), questions, means, cache, progress)
+    answers = measured(couplings, calibration.only(few), loss.only(few), questions, means, cache, progress).answers
     by_group: dict[str, list[Answer]] = {group.name: [] for group in chosen}
     for question in questions:
         by_group[question.group].append(answers[question.key])
