@@ -2,120 +2,125 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 import pytest
 
-from onnxprune.choosing.plan import plan_of
-from onnxprune.coupling.couple import Couplings
+from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.probing.calibration import gather
+from onnxprune.probing.engine import Engine, Question
 from onnxprune.probing.losses import prepare_loss
-from onnxprune.probing.probe import Probe, Runner, probe
-from onnxprune.rewriting.rewrite import rewrite
+from onnxprune.probing.means import Means
+from onnxprune.probing.probe import probe
+from onnxprune.probing.running import Probe
 from tests.bundled import MODELS, bundled, digits
-from tests.probing.losses import IN_NUMPY, furthest, outputs_of
+from tests.probing.engines import exact, without
+from tests.probing.losses import IN_NUMPY, Outputs, furthest, furthest_mean, outputs_of
 
 SAMPLES = 8
 FEW_CHANNELS = 3
 TOLERANCE = {"rel": 2e-4, "abs": 2e-5}
 
-ONE_PROBE_A_RUN = ("gru_torch", "lstm_torch", "lstm_keras", "mlp_sklearn")
-"""Their gates sit in weights, or behind an operator without a rule, where samples cannot be told apart."""
-
 CASES = [(name, loss) for name in MODELS for loss in IN_NUMPY if (name, loss) != ("unet_torch", "cross-entropy")]
 
 
 @cache
-def runner_of(name: str, loss: str) -> Runner:
-    """The probing model with the gates of all exact groups."""
+def original(name: str) -> Outputs:
+    """What the bundled model says of the first digits."""
+    return outputs_of(bundled(name).graph.model, digits(name, SAMPLES))
+
+
+def measured_losses(name: str, loss: str, closed: Sequence[tuple[Group, Sequence[int]]]) -> list[float]:
+    """The mean loss with each of these channels closed."""
     couplings = bundled(name)
     calibration = gather(couplings.graph, digits(name, SAMPLES))
     prepared = prepare_loss(couplings.graph, calibration, furthest if loss == "custom" else loss)
-    dims = [dim for group in couplings.groups if group.exact for dim in group.dims]
-    return Runner(couplings, calibration, prepared, dims, 1)
+    asked = [
+        Question(group.name, f"{list(channels)}", (Probe(tuple(channels)),), (1.0, 0.0)) for group, channels in closed
+    ]
+    with Engine(couplings, calibration, prepared, Means(jobs=1)) as engine:
+        means = {answer.question.key: answer.mean for answer in engine.answers(asked)}
+    return [means[one.key] for one in asked]
 
 
-def closing(couplings: Couplings, removed: dict[str, list[int]]) -> Probe:
-    """The gates of these channels closed, all others open."""
-    closed = {}
-    for name, channels in removed.items():
-        group = couplings.group(name)
-        kept = group.per_dim(np.setdiff1d(np.arange(group.size), channels))
-        closed |= {dim: np.isin(np.arange(dim.size), stay).astype(float) for dim, stay in kept.items()}
-    return Probe(closed)
-
-
-def loss_without(name: str, loss: str, removed: dict[str, list[int]]) -> float:
+def rewritten_loss(name: str, loss: str, group: Group, channels: Sequence[int]) -> float:
     """The loss of the model that is really rewritten without these channels."""
-    couplings, arrays = bundled(name), digits(name, SAMPLES)
-    kept = {
-        group: np.setdiff1d(np.arange(couplings.group(group).size), channels) for group, channels in removed.items()
-    }
-    smaller = rewrite(couplings, plan_of(couplings, kept))
-    original = outputs_of(couplings.graph.model, arrays)
-    return float(np.mean(IN_NUMPY[loss](outputs_of(smaller, arrays), original, arrays["labels"])))
+    arrays = digits(name, SAMPLES)
+    outputs = outputs_of(without(bundled(name), group, channels), arrays)
+    return float(np.mean(IN_NUMPY[loss](outputs, original(name), arrays["labels"])))
+
+
+def a_few(couplings: Couplings) -> list[tuple[Group, list[int]]]:
+    """Single channels of every exact group, drawn at random."""
+    random, few = np.random.default_rng(0), FEW_CHANNELS if len(couplings.groups) <= 2 else 1
+    return [
+        (group, [int(channel)])
+        for group in exact(couplings)
+        for channel in random.choice(group.size, few, replace=False)
+    ]
+
+
+def a_third(couplings: Couplings) -> list[tuple[Group, list[int]]]:
+    """A third of the channels of every exact group, drawn at random."""
+    random = np.random.default_rng(1)
+    return [
+        (group, [int(c) for c in random.choice(group.size, group.size // 3, replace=False)])
+        for group in exact(couplings)
+    ]
 
 
 @pytest.mark.parametrize(("name", "loss"), CASES)
 def test_open_gates_give_the_loss_of_the_original(name: str, loss: str) -> None:
-    """With all gates at one the probing model's loss is the original model's."""
-    measured = runner_of(name, loss).losses([Probe({})]).mean()
-    assert measured == pytest.approx(loss_without(name, loss, {}), **TOLERANCE)
+    """A probe that closes nothing measures the original model's loss."""
+    (measured,) = measured_losses(name, loss, [(exact(bundled(name))[0], [])])
+    expected = float(np.mean(IN_NUMPY[loss](original(name), original(name), digits(name, SAMPLES)["labels"])))
+    assert measured == pytest.approx(expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize(("name", "loss"), CASES)
-def test_a_closed_gate_gives_the_loss_of_the_rewritten_model(name: str, loss: str) -> None:
-    """In every exact group, closing a channel's gate changes the loss exactly as removing the channel does."""
-    couplings, random = bundled(name), np.random.default_rng(0)
-    few = FEW_CHANNELS if len(couplings.groups) <= 2 else 1
-    for group in (group for group in couplings.groups if group.exact):
-        for channel in random.choice(group.size, few, replace=False):
-            removed = {group.name: [int(channel)]}
-            measured = runner_of(name, loss).losses([closing(couplings, removed)]).mean()
-            assert measured == pytest.approx(loss_without(name, loss, removed), **TOLERANCE), removed
-
-
-@pytest.mark.parametrize(("name", "loss"), CASES)
-def test_several_closed_gates_give_the_loss_of_the_rewritten_model(name: str, loss: str) -> None:
-    """A third of the channels of all exact groups closed at once changes the loss exactly as removing them does."""
-    couplings, random = bundled(name), np.random.default_rng(1)
-    removed = {
-        group.name: [int(c) for c in random.choice(group.size, group.size // 3, replace=False)]
-        for group in couplings.groups
-        if group.exact
-    }
-    measured = runner_of(name, loss).losses([closing(couplings, removed)]).mean()
-    assert measured == pytest.approx(loss_without(name, loss, removed), **TOLERANCE)
+def test_closed_gates_give_the_loss_of_the_rewritten_model(name: str, loss: str) -> None:
+    """In every exact group, closing one channel or many at once changes the loss exactly as removing them does."""
+    closed = [*a_few(bundled(name)), *a_third(bundled(name))]
+    for (group, channels), measured in zip(closed, measured_losses(name, loss, closed), strict=True):
+        assert measured == pytest.approx(rewritten_loss(name, loss, group, channels), **TOLERANCE), (group, channels)
 
 
 @pytest.mark.parametrize("name", ["mlp_keras", "resnet_dynamo"])
 def test_scores_are_loss_changes_with_their_standard_error(name: str) -> None:
     """A score is the mean over samples of the loss change, its error the deviation over the root of their number."""
-    couplings, runner = bundled(name), runner_of(name, "cross-entropy")
-    group = min((group for group in couplings.groups if group.exact), key=lambda group: group.size)
-    scores = probe(couplings, digits(name, SAMPLES), "cross-entropy", groups=[group])
-    whole, without = runner.losses([Probe({}), closing(couplings, {group.name: [2]})])
-    (entry,) = scores.groups
-    assert entry.scores[2] == pytest.approx((without - whole).mean(), **TOLERANCE)
-    assert entry.stderr[2] == pytest.approx((without - whole).std(ddof=1) / np.sqrt(SAMPLES), **TOLERANCE)
+    couplings, arrays = bundled(name), digits(name, SAMPLES)
+    group = min(exact(couplings), key=lambda group: group.size)
+    smaller = outputs_of(without(couplings, group, [2]), arrays)
+    changes = [
+        IN_NUMPY["cross-entropy"](sample(smaller, n), sample(original(name), n), arrays["labels"][n : n + 1])
+        - IN_NUMPY["cross-entropy"](sample(original(name), n), sample(original(name), n), arrays["labels"][n : n + 1])
+        for n in range(SAMPLES)
+    ]
+    (entry,) = probe(couplings, arrays, "cross-entropy", groups=[group]).groups
+    assert entry.scores[2] == pytest.approx(np.mean(changes), **TOLERANCE)
+    assert entry.stderr[2] == pytest.approx(np.std(changes, ddof=1) / np.sqrt(SAMPLES), **TOLERANCE)
+
+
+def sample(outputs: Outputs, number: int) -> Outputs:
+    """The outputs for one sample."""
+    return {name: values[number : number + 1] for name, values in outputs.items()}
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("loss", ["mse", "custom"])
 def test_many_probes_a_run_measure_what_single_ones_do(name: str, loss: str) -> None:
-    """Probes that share a run do not disturb each other."""
-    couplings, runner = bundled(name), runner_of(name, loss)
-    probes = [closing(couplings, {group.name: [0]}) for group in couplings.groups if group.exact]
-    alone = np.concatenate([runner.losses([probe]) for probe in probes])
-    together = runner.losses([Probe({}), *probes])[1:]
-    assert runner.many_a_run == (name not in ONE_PROBE_A_RUN)
-    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+    """A probe measures the same beside others as when it is asked alone."""
+    group = exact(bundled(name))[-1]
+    closed = [(group, [channel]) for channel in range(3)]
+    alone = [measured_losses(name, loss, [one]) for one in closed]
+    np.testing.assert_allclose(measured_losses(name, loss, closed), np.concatenate(alone), rtol=1e-4, atol=1e-6)
 
 
 def test_a_loss_of_one_number_is_asked_for_each_probe_alone() -> None:
     """A function that returns one number for all samples never sees samples of two probes at once."""
     couplings, arrays = bundled("mlp_torch"), digits("mlp_torch", SAMPLES)
-    each = probe(couplings, arrays, furthest)
-    in_all = probe(couplings, arrays, lambda *seen: float(furthest(*seen).mean()))
+    each, in_all = (probe(couplings, arrays, loss) for loss in (furthest, furthest_mean))
     np.testing.assert_allclose(each.groups[0].scores, in_all.groups[0].scores, rtol=1e-5)
+    assert in_all.groups[0].stderr == (0.0,) * 128
