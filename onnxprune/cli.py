@@ -12,19 +12,26 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 import onnxprune
 from onnxprune.choosing.choose import groups_to_prune
 from onnxprune.choosing.plan import load_plan
 from onnxprune.choosing.targets import Limits
-from onnxprune.coupling.couple import couple
+from onnxprune.coupling.couple import Couplings, Group, couple
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files import check_target, is_same, is_special, write_whole
 from onnxprune.pipeline import PruneResult, compare, prune
 from onnxprune.pipeline import apply as apply_plan
-from onnxprune.probing.calibration import collected, gather, given_shapes
-from onnxprune.probing.probe import PROBE_SAMPLES, check_delta, probe
+from onnxprune.probing.asking import ESTIMATE
+from onnxprune.probing.calibration import Calibration, collected, gather, given_shapes
+from onnxprune.probing.curves import width_curves
+from onnxprune.probing.means import Means
+from onnxprune.probing.probe import PROBE_SAMPLES, probe
+from onnxprune.probing.proxies import magnitudes
+from onnxprune.probing.sensitivities import load_scores
+from onnxprune.reading.observing import CPU
 from onnxprune.reading.read import load, read
 from onnxprune.reporting import tables
 from onnxprune.reporting.inspection import inspect as inspect_couplings
@@ -106,6 +113,17 @@ def data_options(function: Function) -> Function:
     return function
 
 
+def several(options: Callable[[], Sequence[Callable[[Function], Function]]]) -> Callable[[Function], Function]:
+    """Several options at once."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options()):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def loss_option(default: str) -> Callable[[Function], Function]:
     """The loss, with the default that suits the command."""
     return click.option(
@@ -124,19 +142,34 @@ def selection_options(function: Function) -> Function:
     return only(skip(function))
 
 
-def probe_options(function: Function) -> Function:
-    """Options of the probes."""
-    few = click.option(
-        "--probe-samples",
-        default=str(PROBE_SAMPLES),
-        show_default=True,
-        metavar="N|all",
-        help="Samples that probes run on.",
+def probe_options() -> tuple[Callable[[Function], Function], ...]:
+    """Options of channel probes."""
+    return (
+        click.option("--delta", type=float, help="How far a gate closes: 1 (the default) removes."),
+        click.option("--order", type=click.IntRange(1, 2), default=1, show_default=True, help="2: second derivatives."),
+        *effort_options(),
     )
-    delta = click.option(
-        "--delta", default=1.0, show_default=True, help="How far a gate closes: 1 removes, small numbers derive."
+
+
+def effort_options() -> tuple[Callable[[Function], Function], ...]:
+    """Options that say how much is measured, and with what."""
+    return (
+        click.option(
+            "--probe-samples",
+            default=str(PROBE_SAMPLES),
+            show_default=True,
+            metavar="N|all",
+            help="Samples that probes run on: those on which the model hesitates most.",
+        ),
+        click.option("--precise", is_flag=True, help="Measure on all samples: --probe-samples all."),
+        click.option("--jobs", type=click.IntRange(min=1), help="Processes that probe; default: one a core."),
+        click.option("--memory", metavar="BYTES", help="What they may take: 4GB. Default: half of the free."),
+        click.option("--provider", default=CPU, show_default=True, help="ONNX Runtime's for probes."),
+        click.option(
+            "--cache", type=click.Path(), metavar="DIR", help="Journal of what is measured. Default: beside OUT."
+        ),
+        click.option("--no-cache", is_flag=True, help="Neither use nor write a journal."),
     )
-    return few(delta(function))
 
 
 @main.command(name=DEFAULT_COMMAND, short_help="Prune a model (the default command).")
@@ -156,7 +189,7 @@ def probe_options(function: Function) -> Function:
 )
 @click.option("--scores", type=click.Path(), metavar="FILE", help="Scores measured by `onnxprune sensitivity`.")
 @loss_option("distance")
-@probe_options
+@several(probe_options)
 @selection_options
 @click.option("--min-channels", default=1, show_default=True, help="Channels that stay in each group at least.")
 @click.option("--multiple-of", default=1, show_default=True, help="Widths are multiples of it.")
@@ -169,6 +202,9 @@ def prune_command(
     scores: str | None,
     data: str | None,
     probe_samples: str,
+    precise: bool,
+    cache: str | None,
+    no_cache: bool,
     plan: str | None,
     json_file: str | None,
     quiet: bool,
@@ -176,9 +212,9 @@ def prune_command(
 ) -> None:
     """Prune the model IN and write OUT."""
     check_files(read=(source, data, scores), written=(target, plan, json_file))
-    count = sample_count(probe_samples)
-    with progress_bar(quiet) as progress:
-        result = prune(source, data, scores=scores, progress=progress, probe_samples=count, **options)
+    options |= {"probe_samples": sample_count(probe_samples, precise), "cache": journal_folder(target, cache, no_cache)}
+    with progress_bar(quiet) as progress, kept_answers(options["cache"]):
+        result = prune(source, data, scores=scores, progress=progress, **options)
     write_result(result, target, plan, json_file)
     show_result(result, target, quiet)
 
@@ -226,7 +262,7 @@ def inspect_command(source: str, as_json: bool) -> None:
 @click.argument("source", metavar="IN", type=click.Path())
 @click.option("--output", "-o", type=click.Path(), required=True, metavar="FILE", help="Where the scores go.")
 @loss_option("distance")
-@probe_options
+@several(probe_options)
 @selection_options
 @data_options
 def sensitivity_command(
@@ -234,31 +270,98 @@ def sensitivity_command(
     output: str,
     loss: Any,
     probe_samples: str,
-    delta: float,
+    precise: bool,
+    cache: str | None,
+    no_cache: bool,
+    delta: float | None,
+    order: int,
     only: tuple[str, ...],
     skip: tuple[str, ...],
     data: str | None,
     labels: str,
     seed: int,
-    threads: int,
     quiet: bool,
+    **means: Any,
 ) -> None:
     """Measure, by closing gates, how much the loss changes with each channel of IN."""
     check_files(read=(source, data), written=(output,))
-    check_delta(delta)
-    count = sample_count(probe_samples)
-    arrays = collected(data)
-    couplings = couple(read(source, input_shapes=given_shapes(arrays)))
-    groups = groups_to_prune(couplings, Limits(only, skip))
-    samples = gather(couplings.graph, arrays, labels=labels, seed=seed)
-    with progress_bar(quiet) as progress:
+    count, folder = sample_count(probe_samples, precise), journal_folder(output, cache, no_cache)
+    couplings, samples, groups = studied(source, data, labels, seed, only, skip)
+    with progress_bar(quiet) as progress, kept_answers(folder):
         scores = probe(
-            couplings, samples, loss, groups=groups, samples=count, delta=delta, threads=threads, progress=progress
+            couplings,
+            samples,
+            loss,
+            groups=groups,
+            samples=count,
+            delta=delta,
+            order=order,
+            cache=folder,
+            progress=progress,
+            **means,
         )
     write_whole({Path(output): scores.to_json().encode()})
     if not quiet:
         stdout_console().print(tables.scores_table(scores))
         click.echo(f"\n{scores.loss}, {scores.samples} samples, delta {scores.delta:g}; written to {output}")
+
+
+@main.command(name="curves", short_help="Measure the loss at several widths of every group.")
+@click.argument("source", metavar="IN", type=click.Path())
+@click.option("--output", "-o", type=click.Path(), required=True, metavar="FILE", help="Where the curves go.")
+@click.option("--scores", type=click.Path(), metavar="FILE", help="Scores that order the channels; default: magnitude.")
+@loss_option("distance")
+@several(effort_options)
+@selection_options
+@data_options
+def curves_command(
+    source: str,
+    output: str,
+    scores: str | None,
+    loss: Any,
+    probe_samples: str,
+    precise: bool,
+    cache: str | None,
+    no_cache: bool,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    data: str | None,
+    labels: str,
+    seed: int,
+    quiet: bool,
+    **means: Any,
+) -> None:
+    """Measure the loss of IN with each group pruned to each of nine widths, the channels of lowest score gone first."""
+    check_files(read=(source, data, scores), written=(output,))
+    count, folder = sample_count(probe_samples, precise), journal_folder(output, cache, no_cache)
+    couplings, samples, groups = studied(source, data, labels, seed, only, skip)
+    ordered = load_scores(scores, couplings) if scores else magnitudes(couplings, groups)
+    with progress_bar(quiet) as progress, kept_answers(folder):
+        curves = width_curves(
+            couplings,
+            ordered,
+            samples,
+            loss,
+            groups=groups,
+            samples=count,
+            means=Means(**means),
+            cache=folder,
+            progress=progress,
+        )
+    write_whole({Path(output): curves.to_json().encode()})
+    if not quiet:
+        stdout_console().print(tables.curves_table(curves))
+        click.echo(f"\n{curves.loss}, {curves.samples} samples, by {curves.criterion}; written to {output}")
+
+
+def studied(
+    source: str, data: str | None, labels: str, seed: int, only: tuple[str, ...], skip: tuple[str, ...]
+) -> tuple[Couplings, Calibration, Sequence[Group]]:
+    """The model, its samples, and the groups that were chosen."""
+    arrays = collected(data)
+    couplings = couple(read(source, input_shapes=given_shapes(arrays)))
+    groups = groups_to_prune(couplings, Limits(only, skip))
+    return couplings, gather(couplings.graph, arrays, labels=labels, seed=seed), groups
 
 
 @main.command(name="verify", short_help="Prove a pruned model against its original.")
@@ -318,9 +421,29 @@ def check_files(*, read: Sequence[str | None], written: Sequence[str | None]) ->
             raise UsageError(f"Expected different files to write to, found {str(one)!r} twice. Name them apart.")
 
 
-def sample_count(text: str) -> int | None:
+def journal_folder(output: str, cache: str | None, no_cache: bool) -> Path | None:
+    """Where answers are kept: beside the output if nothing is said, and nowhere if that is no file."""
+    if no_cache and cache is not None:
+        raise UsageError("Expected --cache or --no-cache, found both. Leave one out.")
+    if no_cache or (cache is None and is_special(Path(output))):
+        return None
+    return Path(cache) if cache is not None else Path(output).resolve().parent / ".onnxprune"
+
+
+@contextmanager
+def kept_answers(folder: Path | None) -> Iterator[None]:
+    """An interruption says that what was measured is kept, if it is."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder is None or not folder.is_dir():
+            raise
+        fail(f"Interrupted; nothing was written. What was measured is in {folder}: the same command goes on there.", 1)
+
+
+def sample_count(text: str, precise: bool) -> int | None:
     """A number of samples; None for all."""
-    if text == "all":
+    if text == "all" or precise:
         return None
     if not text.isdigit() or int(text) < 1:
         raise UsageError(f"Expected for --probe-samples a number of 1 or more, or all; found {text!r}.")
@@ -364,16 +487,38 @@ def stdout_console() -> Console:
 
 @contextmanager
 def progress_bar(quiet: bool, what: str = "") -> Iterator[Callable[[str, int, int], None] | None]:
-    """A bar on stderr, on a terminal only; without a total it just moves."""
-    if quiet or not sys.stderr.isatty():
+    """
+    A bar on stderr, on a terminal only; without a total it just moves.
+
+    Elsewhere there is only a line on how long probing will take, if it takes longer than a moment.
+    """
+    if quiet:
         yield None
         return
-    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: announce(what, total)
+        return
+    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), SpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=10) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda what, done, total: bar.update(
-            task,
-            description=f"{escape(what)} {done}/{total}" if total else escape(what),
-            completed=done,
-            total=total or None,
-        )
+
+        def show(what: str, done: int, total: int) -> None:
+            description = f"{escape(what)} {done}/{total}" if total else escape(what)
+            bar.update(task, description=description, completed=done, total=total or None)
+
+        yield show
+
+
+class SpeedColumn(ProgressColumn):
+    """Probes a second, once they are known."""
+
+    def render(self, task: Task) -> Text:
+        """The text of the column."""
+        return Text(f"{task.speed:,.0f}/s" if task.total and task.speed else "")
+
+
+def announce(what: str, total: int) -> None:
+    """Say once, where there is no bar, how long it will take."""
+    if what.startswith(ESTIMATE) and not what.endswith(f"{ESTIMATE} 1 s"):
+        click.echo(f"{what}: {total:,} probes.".replace(ESTIMATE, ESTIMATE.capitalize()), err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import get_args
@@ -14,15 +15,17 @@ from onnx import ModelProto
 from onnxprune.choosing.choose import choose, groups_to_prune
 from onnxprune.choosing.plan import Plan
 from onnxprune.choosing.targets import Amount, Bound, Limits, Targets
-from onnxprune.coupling.couple import Couplings, Group, couple
+from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.errors import ModelError, TargetError, UsageError, VerificationError
 from onnxprune.files import check_target
-from onnxprune.probing.asking import Progress
+from onnxprune.probing.asking import Measured, Progress
 from onnxprune.probing.calibration import Data, collected, describe, given_shapes
-from onnxprune.probing.losses import LossName, UserLoss, outputs_of, prepare_loss
-from onnxprune.probing.probe import PROBE_SAMPLES, check_delta, probe
+from onnxprune.probing.losses import LossName, UserLoss, outputs_of
+from onnxprune.probing.means import Means
+from onnxprune.probing.probe import PROBE_SAMPLES, few_samples, sensitivities, step
 from onnxprune.probing.proxies import chances, magnitudes
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit, load_scores
+from onnxprune.reading.observing import CPU
 from onnxprune.reading.read import Model, read
 from onnxprune.reporting.measuring import Session, figures, notes_on, open_session, parameter_count
 from onnxprune.reporting.report import Comparison, GroupReport, Report
@@ -90,8 +93,14 @@ def prune(
     scores: Sensitivities | str | os.PathLike[str] | None = None,
     loss: LossName | UserLoss = "distance",
     labels: str = "labels",
-    delta: float = 1.0,
+    delta: float | None = None,
+    order: int = 1,
     probe_samples: int | None = PROBE_SAMPLES,
+    jobs: int | None = None,
+    memory: int | str | None = None,
+    provider: str = CPU,
+    executor: Executor | None = None,
+    cache: str | os.PathLike[str] | None = None,
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
     min_channels: int = 1,
@@ -121,8 +130,14 @@ def prune(
             "cross-entropy", "mse", "kl". Or a callable `loss(outputs, original_outputs, labels)` on dicts of arrays
             that returns one float per sample.
         labels: name of the array with the labels in `data`.
-        delta: how far a gate closes, in (0, 1]; 1 measures removal, a small number the derivative.
-        probe_samples: samples the probes run on, the first ones; None for all.
+        delta: how far a gate closes, in (0, 1]; 1 (the default) measures removal, a small number the derivative.
+        order: 1, or 2 to score by second derivatives, whose delta is 0.05 if nothing is said.
+        probe_samples: samples the probes run on, those on which the model hesitates most; None for all.
+        jobs: processes that probe at most; None: one for each core.
+        memory: what they may take together, in bytes or "4GB"; None: half of what is free.
+        provider: execution provider of ONNX Runtime for the probes.
+        executor: runs the probes in place of processes of our own, such as a Dask cluster's `client.get_executor()`.
+        cache: folder for a journal of what probes found; it is used again by a run on the same model and samples.
         only, skip: globs on group, layer and weight names.
         min_channels, multiple_of: widths stay at least this wide and multiples of that.
         seed: of made-up inputs and of the random criterion.
@@ -138,7 +153,8 @@ def prune(
         targets = replace(targets, macs=DEFAULT_MACS)
         notes.append(f"No target was given: the target is {DEFAULT_MACS:.0%} of the MACs (--macs {DEFAULT_MACS:.0%}).")
     limits = Limits(globs(only), globs(skip), min_channels, multiple_of)
-    check_delta(delta)
+    delta = step(delta, order)
+    means = Means(jobs, memory, threads, provider, executor)
     if criterion not in get_args(Criterion):
         raise UsageError(f"Expected a criterion among {', '.join(get_args(Criterion))}, found {criterion!r}.")
     if probe_samples is not None and probe_samples < 1:
@@ -160,7 +176,9 @@ def prune(
         elif criterion == "random":
             scores = chances(couplings, groups, seed)
         else:
-            scores = probed(session, groups, loss, delta, probe_samples, progress)
+            some, prepared = few_samples(couplings.graph, session.calibration, loss, probe_samples, session.outputs)
+            scores, found = sensitivities(couplings, some, prepared, groups, delta, order, means, cache, progress)
+            notes.extend(notes_on_answers(found))
     with clock.stage("choose and rewrite"):
         plan, pruned = planned(couplings, scores, targets, limits)
     settings: dict[str, str | float | int | None] = {
@@ -172,33 +190,19 @@ def prune(
         "criterion": scores.criterion,
         "loss": scores.loss or None,
         "delta": scores.delta,
+        "order": scores.order,
         "probe samples": scores.samples,
         "seed": seed,
     }
     return finished(session, plan, pruned, scores, settings, notes, clock)
 
 
-def probed(
-    session: Session,
-    groups: Sequence[Group],
-    loss: LossName | UserLoss,
-    delta: float,
-    samples: int | None,
-    progress: Progress | None,
-) -> Sensitivities:
-    """Sensitivities on the first samples of the session."""
-    calibration, couplings = session.calibration, session.couplings
-    prepared = prepare_loss(couplings.graph, calibration, loss, reference=session.outputs)
-    return probe(
-        couplings,
-        calibration,
-        prepared,
-        groups=groups,
-        samples=samples,
-        delta=delta,
-        threads=session.threads,
-        progress=progress,
-    )
+def notes_on_answers(found: Measured) -> Iterator[str]:
+    """What a user should know of where scores came from."""
+    if found.dropped:
+        yield f"{found.dropped:,} damaged lines of {found.path} were dropped and are measured again."
+    if found.reused:
+        yield f"{found.reused:,} of {len(found.answers):,} scores were measured before and come from {found.path}."
 
 
 def apply(

@@ -17,6 +17,9 @@ from onnxprune.probing.means import Means
 Progress = Callable[[str, int, int], None]
 """Told what is going on, how much is done and how much there is."""
 
+ESTIMATE = "probing will take about"
+"""What progress is told before the first probe, with a time behind it."""
+
 Answers = Mapping[tuple[str, str], Answer]
 """By the question's key."""
 
@@ -57,10 +60,10 @@ def measured(
     journal = journal_in(cache, couplings, calibration, loss)
     found = known(journal, questions)
     reused, left = len(found), [question for question in questions if question.key not in found]
-    if reused and progress:
-        progress(questions[0].group, reused, len(questions))
     if left:
         with Engine(couplings, calibration, loss, means) as engine:
+            if progress:
+                progress(f"{ESTIMATE} {spelled(engine.seconds(left))}", reused, len(questions))
             for answer in engine.answers(left):
                 found[answer.question.key] = answer
                 if journal:
@@ -86,3 +89,10 @@ def known(journal: Journal | None, questions: Sequence[Question]) -> dict[tuple[
     entries = journal.entries if journal else {}
     told = ((question, entries[question.key]) for question in questions if question.key in entries)
     return {question.key: Answer(question, entry.mean, entry.error) for question, entry in told}
+
+
+def spelled(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -9,7 +9,7 @@ which is minus the derivative dL/dx of the textbook: what the loss would grow by
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -17,14 +17,15 @@ from onnx import ModelProto
 
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.errors import UsageError
-from onnxprune.probing.asking import Progress, measured
+from onnxprune.probing.asking import Measured, Progress, measured
 from onnxprune.probing.calibration import Calibration, Data, gather
-from onnxprune.probing.engine import Answer, Question
+from onnxprune.probing.engine import Question
 from onnxprune.probing.losses import Loss, LossName, UserLoss, losses_from, outputs_of, prepare_loss
 from onnxprune.probing.means import Means
 from onnxprune.probing.running import Probe
 from onnxprune.probing.samples import telling_samples
 from onnxprune.probing.sensitivities import Sensitivities, sensitivities_of
+from onnxprune.reading.graph import Graph
 from onnxprune.reading.observing import CPU
 
 PROBE_SAMPLES = 32
@@ -38,7 +39,7 @@ def probe(
     *,
     groups: Sequence[Group] | None = None,
     samples: int | None = PROBE_SAMPLES,
-    delta: float = 1.0,
+    delta: float | None = None,
     order: int = 1,
     jobs: int | None = None,
     memory: int | str | None = None,
@@ -56,50 +57,102 @@ def probe(
         data: the samples, in any form that `prune` takes.
         loss: as `prune` takes it, or one that was prepared for these samples.
         groups: which groups to measure; all exact ones by default.
-        samples: how many of the samples the loss is averaged over, those on which the model hesitates most; None: all.
-        delta: how far a gate closes; 1 is removal, a small number gives derivatives by central differences.
-        order: 1, or 2 for the second derivative.
+        samples: how many of the samples the loss is averaged over, those that tell most; None: all of them.
+        delta: how far a gate closes: 1 is removal (the default), a small number gives the derivative by central
+            differences. Of second derivatives the default is 0.05.
+        order: 1, or 2 for the second derivative, by the difference L(1 - δ) - 2 L(1) + L(1 + δ) over δ².
         jobs, memory, threads, provider, executor: what probing may use, as in `Means`.
-        cache: folder of the journal that answers are written to as they come and taken from when they are there;
-            a loss of the user's own has none.
+        cache: folder of the journal that answers are written to as they come and taken from when they are there; a
+            loss of the user's own has none.
         progress: called as probing goes on.
 
     Raises:
-        UsageError: delta is not in (0, 1], or the derivative of a distance to the model itself is asked for.
+        UsageError: delta or order mean nothing, or the derivative of a distance to the model itself is asked for.
     """
-    check_delta(delta)
+    delta = step(delta, order)
     means = Means(jobs, memory, threads, provider, executor)
     calibration = gather(couplings.graph, data)
-    outputs = outputs_of(couplings.graph.model, calibration, threads=means.threads)
-    if not isinstance(loss, Loss):
-        loss = prepare_loss(couplings.graph, calibration, loss, reference=outputs)
+    outputs = outputs_of(couplings.graph.model, calibration, threads=threads)
+    some, loss = few_samples(couplings.graph, calibration, loss, samples, outputs)
+    chosen = [group for group in couplings.groups if group.exact] if groups is None else list(groups)
+    return sensitivities(couplings, some, loss, chosen, delta, order, means, cache, progress)[0]
+
+
+def sensitivities(
+    couplings: Couplings,
+    some: Calibration,
+    loss: Loss,
+    groups: Sequence[Group],
+    delta: float,
+    order: int,
+    means: Means,
+    cache: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> tuple[Sensitivities, Measured]:
+    """The scores on all of these samples, and where they came from."""
     if delta < 1 and order == 1 and loss.is_distance:
         raise UsageError(
             f"The derivative of {loss.name} to the model's own outputs is zero at the model itself. "
-            "Give labels and --loss cross-entropy for derivatives, or keep --delta 1."
+            "Give labels and --loss cross-entropy for derivatives, ask for the second one with --order 2, or keep "
+            "--delta 1."
         )
-    few = telling_samples(loss, outputs, len(calibration) if samples is None else samples)
-    chosen = [group for group in couplings.groups if group.exact] if groups is None else list(groups)
-    questions = [question for group in chosen for question in channel_questions(group, delta, order)]
-    answers = measured(couplings, calibration.only(few), loss.only(few), questions, means, cache, progress).answers
-    by_group: dict[str, list[Answer]] = {group.name: [] for group in chosen}
-    for question in questions:
-        by_group[question.group].append(answers[question.key])
-    return sensitivities_of(
+    questions = {group.name: list(channel_questions(group, delta, order)) for group in groups}
+    found = measured(
+        couplings, some, loss, [one for alike in questions.values() for one in alike], means, cache, progress
+    )
+    answers = {name: [found.answers[one.key] for one in alike] for name, alike in questions.items()}
+    scores = sensitivities_of(
         couplings,
-        {name: np.array([answer.mean for answer in found]) for name, found in by_group.items()},
-        {name: np.array([answer.error for answer in found]) for name, found in by_group.items()},
+        {name: np.array([answer.mean for answer in alike]) for name, alike in answers.items()},
+        {name: np.array([answer.error for answer in alike]) for name, alike in answers.items()},
         criterion="sensitivity",
         loss=loss.name,
         delta=delta,
-        samples=len(few),
+        order=order,
+        samples=len(some),
     )
+    return scores, found
 
 
-def check_delta(delta: float) -> None:
-    """Refuse a gate that does not close, or that closes by more than all."""
+def few_samples(
+    graph: Graph,
+    calibration: Calibration,
+    loss: LossName | UserLoss | Loss,
+    count: int | None,
+    outputs: Mapping[str, np.ndarray],
+) -> tuple[Calibration, Loss]:
+    """The samples that probes run on, and the loss made ready for them; `outputs` are the model's on all samples."""
+    if not isinstance(loss, Loss):
+        loss = prepare_loss(graph, calibration, loss, reference=outputs)
+    few = telling_samples(loss, outputs, len(calibration) if count is None else count)
+    return calibration.only(few), loss.only(few)
+
+
+CURVATURE_STEP = 0.05
+"""Step of second differences: much smaller ones drown in the rounding of float32."""
+
+SMALLEST_CURVATURE_STEP = 0.01
+
+
+def step(delta: float | None, order: int) -> float:
+    """
+    The step that is meant.
+
+    Raises:
+        UsageError: no step is, or no order.
+    """
+    if order not in (1, 2):
+        raise UsageError(f"Expected an order of 1 or 2, found {order!r}.")
+    if delta is None:
+        return 1.0 if order == 1 else CURVATURE_STEP
     if not 0 < delta <= 1:
         raise UsageError(f"Expected a delta above 0 and up to 1, found {delta}.")
+    if order == 2 and delta < SMALLEST_CURVATURE_STEP:
+        raise UsageError(
+            f"Expected for second derivatives a delta of {SMALLEST_CURVATURE_STEP} or more, found {delta}: over a "
+            f"smaller step the rounding of float32 hides the difference. Leave --delta out for {CURVATURE_STEP}."
+        )
+    return delta
 
 
 def loss_of(

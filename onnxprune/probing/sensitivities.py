@@ -44,6 +44,8 @@ class Sensitivities:
     loss: str = ""
     delta: float = 1.0
     samples: int = 0
+    order: int = 1
+    """Of the finite difference: 2 gives second derivatives."""
 
     def of(self, group: str) -> np.ndarray:
         """Scores of the group's channels, float64 `[size]`, with their signs."""
@@ -79,6 +81,7 @@ def sensitivities_of(
     loss: str = "",
     delta: float = 1.0,
     samples: int = 0,
+    order: int = 1,
 ) -> Sensitivities:
     """The scores of the named groups as one value; a channel whose score is no finite number goes last."""
     entries = []
@@ -86,7 +89,7 @@ def sensitivities_of(
         errors = stderr[name] if stderr else np.zeros(len(values))
         slices = couplings.group(name).slices
         entries.append(GroupScores(name, slices, finite(values), finite(errors)))
-    return Sensitivities("onnxprune-scores", 1, tuple(entries), criterion, loss, delta, samples)
+    return Sensitivities("onnxprune-scores", 1, tuple(entries), criterion, loss, delta, samples, order)
 
 
 def finite(values: np.ndarray) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from rich.markup import escape
 from rich.table import Table
 
+from onnxprune.probing.curves import WidthCurves
 from onnxprune.probing.sensitivities import Sensitivities
 from onnxprune.reporting.inspection import Inspection
 from onnxprune.reporting.report import Comparison, Figures, GroupReport, Report
@@ -115,6 +116,17 @@ def scores_table(scores: Sensitivities) -> Table:
         ordered = sorted(entry.scores)
         numbers = (ordered[0], ordered[len(ordered) // 2], ordered[-1], sum(entry.stderr) / len(entry.stderr))
         table.add_row(escape(entry.name), str(len(ordered)), *(f"{number:.3g}" for number in numbers))
+    return table
+
+
+def curves_table(curves: WidthCurves) -> Table:
+    """Each group's loss change at its widths, widest first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("group")
+    table.add_column("width: loss change")
+    for curve in curves.groups[:MOST_ROWS]:
+        points = zip(curve.widths, curve.losses, strict=True)
+        table.add_row(escape(curve.name), "  ".join(f"{width}: {loss:.2g}" for width, loss in points))
     return table
 
 

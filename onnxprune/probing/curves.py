@@ -1,0 +1,137 @@
+"""
+Width curves: the loss as a group gets narrower.
+
+A curve is the finite difference of the loss in a group's width: the group is pruned to each of a few widths, what
+matters least gone first, and the loss is measured. It takes as many probes as widths, however many channels there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from onnxprune.coupling.couple import Couplings, Group
+from onnxprune.probing.asking import Progress, measured
+from onnxprune.probing.calibration import Calibration, Data, gather
+from onnxprune.probing.engine import Question
+from onnxprune.probing.losses import Loss, LossName, UserLoss, outputs_of
+from onnxprune.probing.means import Means
+from onnxprune.probing.probe import PROBE_SAMPLES, few_samples
+from onnxprune.probing.running import Probe
+from onnxprune.probing.sensitivities import Criterion, Sensitivities, finite
+from onnxprune.reading.records import STRICT, json_text
+
+SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
+"""Shares of a group's channels that are gone at the widths of its curve."""
+
+Repair = Callable[[Group, np.ndarray], Mapping[str, np.ndarray]]
+"""
+Given a group and its kept channels, new numbers for constants that read it: arrays of the constants' own shapes and
+dtypes, by name. What stands at removed positions does not matter.
+"""
+
+
+@dataclass(frozen=True, config=STRICT)
+class WidthCurve:
+    """One group's loss change at each width, widest first; the errors are standard errors over the samples."""
+
+    name: str
+    size: int
+    widths: tuple[int, ...]
+    losses: tuple[float, ...]
+    stderr: tuple[float, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class WidthCurves:
+    """Width curves of groups, with what ordered the channels, and the loss that was measured."""
+
+    format: Literal["onnxprune-curves"]
+    version: Literal[1]
+    groups: tuple[WidthCurve, ...]
+    criterion: Criterion
+    loss: str
+    samples: int
+
+    def of(self, group: str) -> WidthCurve:
+        """The curve of the group of that name."""
+        return next(curve for curve in self.groups if curve.name == group)
+
+    def to_json(self) -> str:
+        """The curves as JSON text."""
+        return json_text(_ADAPTER, self)
+
+
+_ADAPTER: TypeAdapter[WidthCurves] = TypeAdapter(WidthCurves)
+
+
+def width_curves(
+    couplings: Couplings,
+    scores: Sensitivities,
+    data: Data | Calibration | None = None,
+    loss: LossName | UserLoss | Loss = "distance",
+    *,
+    groups: Sequence[Group] | None = None,
+    shares: Sequence[float] = SHARES,
+    repair: Repair | None = None,
+    samples: int | None = PROBE_SAMPLES,
+    means: Means | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> WidthCurves:
+    """
+    The loss change after pruning one group to each of a few widths.
+
+    Args:
+        couplings: of the model.
+        scores: of any criterion; the lowest go first.
+        data, loss, samples, cache, progress: as `probe` takes them.
+        groups: which groups; by default all that have scores.
+        shares: parts of the channels that go; at least one channel stays.
+        repair: gives the layers that read a group other weights for each width, before the loss is measured.
+        means: what probing may use.
+    """
+    means = means or Means()
+    calibration = gather(couplings.graph, data)
+    outputs = outputs_of(couplings.graph.model, calibration, threads=means.threads)
+    some, loss = few_samples(couplings.graph, calibration, loss, samples, outputs)
+    chosen = [couplings.group(entry.name) for entry in scores.groups] if groups is None else list(groups)
+    asked = {group.name: list(width_questions(group, scores, shares, repair)) for group in chosen}
+    questions = [question for alike in asked.values() for _, question in alike if question is not None]
+    answers = measured(couplings, some, loss, questions, means, cache, progress).answers
+    curves = []
+    for name, alike in asked.items():
+        found = [(0.0, 0.0) if q is None else (answers[q.key].mean, answers[q.key].error) for _, q in alike]
+        losses, errors = (finite(np.array(values)) for values in zip(*found, strict=True))
+        widths = tuple(width for width, _ in alike)
+        curves.append(WidthCurve(name, couplings.group(name).size, widths, losses, errors))
+    return WidthCurves("onnxprune-curves", 1, tuple(curves), scores.criterion, loss.name, len(some))
+
+
+def width_questions(
+    group: Group, scores: Sensitivities, shares: Sequence[float], repair: Repair | None
+) -> Iterator[tuple[int, Question | None]]:
+    """The widths of a curve, widest first, each with its question; the full width needs none."""
+    order = np.argsort(scores.importance(group.name), kind="stable")
+    for width in sorted({max(1, group.size - round(share * group.size)) for share in shares}, reverse=True):
+        if width == group.size:
+            yield width, None
+            continue
+        removed = np.sort(order[: group.size - width])
+        constants = dict(repair(group, np.setdiff1d(order, removed))) if repair else {}
+        name = f"width {width}, {fingerprint(removed, constants)}"
+        yield width, Question(group.name, name, (Probe(tuple(map(int, removed)), 0.0, constants),), (1.0, -1.0))
+
+
+def fingerprint(removed: np.ndarray, constants: Mapping[str, np.ndarray]) -> str:
+    """A short digest of what a probe changes."""
+    digest = hashlib.sha256(removed.tobytes())
+    for name, array in sorted(constants.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
