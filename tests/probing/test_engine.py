@@ -1,0 +1,293 @@
+"""Running only what lies behind a group's cut gives the scores that the whole model gives."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxprune.coupling.couple import Couplings
+from onnxprune.probing.calibration import Calibration, gather
+from tests.bundled import MODELS, bundled, digits
+from tests.models import build
+from tests.oracle import coupled
+from tests.probing.engines import assert_engines_agree, assert_scores_are_loss_changes, exact
+
+SAMPLES = 10
+
+ATTENTION = """
+    q1 = Reshape(q, s1{0,7,2,4})
+    k1 = Reshape(k, s1)
+    v1 = Reshape(v, s1)
+    q2 = Transpose<perm=[0,2,1,3]>(q1)
+    k2 = Transpose<perm=[0,2,3,1]>(k1)
+    v2 = Transpose<perm=[0,2,1,3]>(v1)
+"""
+
+NETWORKS = {
+    "residual stream": """
+        a = MatMul(x[N,7,5], w1[5,8])
+        b = MatMul(a, w2[8,6])
+        c = Relu(b)
+        d = MatMul(c, w3[6,8])
+        e = Add(a, d)
+        f = MatMul(e, w4[8,6])
+        g = Relu(f)
+        h = MatMul(g, w5[6,8])
+        i = Add(e, h)
+        y = MatMul(i, w6[8,3])
+    """,
+    "convolutions and a gate": """
+        a = Conv<pads=[1,1,1,1]>(x[N,3,6,6], w1[8,3,3,3], b1[8])
+        b = Relu(a)
+        c = Conv<group=8>(b, w2[8,1,3,3])
+        d = Conv(c, w3[6,8,1,1], b3[6])
+        e = GlobalAveragePool(d)
+        f = Conv(e, w4[4,6,1,1])
+        g = Relu(f)
+        h = Conv(g, w5[6,4,1,1], b5[6])
+        i = Sigmoid(h)
+        j = Mul(d, i)
+        k = Flatten(j)
+        y = Gemm<transB=1>(k, w6[3,96], b6[3])
+    """,
+    "two groups side by side": """
+        a = MatMul(x[N,5], w1[5,8])
+        b = MatMul(x, w2[5,4])
+        c = Concat<axis=1>(a, b)
+        d = Relu(c)
+        e = MatMul(d, w3[12,6])
+        f = Relu(e)
+        g = Concat<axis=1>(f, b)
+        y = MatMul(g, w4[10,3])
+    """,
+    "beside an input": """
+        a = MatMul(x[N,5], w1[5,8])
+        b = Relu(a)
+        c = Concat<axis=1>(x, b)
+        y = MatMul(c, w2[13,3])
+    """,
+    "two inputs": """
+        a = Gemm(x1[N,5], w1[5,8])
+        b = Gemm(x2[N,4], w2[4,8])
+        c = Add(a, b)
+        d = Relu(c)
+        y = Gemm(d, w3[8,3])
+    """,
+    "packed attention": f"""
+        p = MatMul(x[N,7,5], w1[5,24])
+        q, k, v = Split<axis=2>(p, s0{{8,8,8}})
+        {ATTENTION}
+        a = MatMul(q2, k2)
+        b = Softmax<axis=3>(a)
+        c = MatMul(b, v2)
+        d = Transpose<perm=[0,2,1,3]>(c)
+        e = Reshape(d, s2{{0,7,8}})
+        y = MatMul(e, w2[8,3])
+    """,
+    "batch and heads in one axis": f"""
+        q = MatMul(x[N,7,5], w1[5,8])
+        k = MatMul(x, w2[5,8])
+        v = MatMul(x, w3[5,8])
+        {ATTENTION}
+        q3 = Reshape(q2, s2{{-1,7,4}})
+        k3 = Reshape(k2, s3{{-1,4,7}})
+        v3 = Reshape(v2, s2)
+        a = MatMul(q3, k3)
+        b = Softmax<axis=2>(a)
+        c = MatMul(b, v3)
+        d = Reshape(c, s4{{-1,2,7,4}})
+        e = Transpose<perm=[0,2,1,3]>(d)
+        f = Reshape(e, s5{{0,7,8}})
+        y = MatMul(f, w4[8,3])
+    """,
+    "batch inside of another axis": """
+        a = Transpose<perm=[1,0,2]>(x[N,7,5])
+        b = Reshape(a, s1{-1,5})
+        c = MatMul(b, w1[5,8])
+        d = Relu(c)
+        e = MatMul(d, w2[8,6])
+        f = Relu(e)
+        n = Shape<start=0, end=1>(x)
+        s = Concat<axis=0>(s2{7}, n, s3{6})
+        g = Reshape(f, s)
+        h = Transpose<perm=[1,0,2]>(g)
+        y = MatMul(h, w3[6,3])
+    """,
+    "batch on the second axis": """
+        a = Transpose<perm=[1,0,2]>(x[N,7,5])
+        b = MatMul(a, w1[5,8])
+        c = Relu(b)
+        d = MatMul(c, w2[8,6])
+        e = Relu(d)
+        f = Transpose<perm=[1,0,2]>(e)
+        y = MatMul(f, w3[6,3])
+    """,
+    "flattened batch": """
+        a = MatMul(x[N,5], w1[5,8])
+        b = Relu(a)
+        c = Reshape(b, s1{-1})
+        d = Reshape(c, s2{-1,8})
+        y = MatMul(d, w2[8,3])
+    """,
+    "GRU": """
+        a = Transpose<perm=[1,0,2]>(x[N,7,5])
+        b, c = GRU<hidden_size=6>(a, w1[1,18,5], w2[1,18,6], w3[1,36])
+        d = Squeeze(c, s1{0})
+        y = MatMul(d, w4[6,3])
+    """,
+    "LSTM": """
+        a = MatMul(x[N,7,5], w0[5,4])
+        b = Transpose<perm=[1,0,2]>(a)
+        c, d, e = LSTM<hidden_size=6>(b, w1[1,24,4], w2[1,24,6], w3[1,48])
+        f = Squeeze(c, s1{1})
+        g = Transpose<perm=[1,0,2]>(f)
+        y = MatMul(g, w4[6,3])
+    """,
+    "outputs of one group each": """
+        a = MatMul(x[N,5], w1[5,8])
+        b = Relu(a)
+        y1 = MatMul(x, w2[5,3])
+        y2 = MatMul(b, w3[8,2])
+        c = MatMul(x, w4[5,6])
+        d = Relu(c)
+        y3 = MatMul(d, w5[6,2])
+    """,
+    "carrier that others read": """
+        a = MatMul(x[N,7,5], w1[5,8])
+        b = Relu(a)
+        c = Tanh(b)
+        d = Add(b, c)
+        e = Shape(b)
+        n = Slice(e, s1{0}, s2{2})
+        f = MatMul(b, w2[8,6])
+        g = MatMul(d, w3[8,6])
+        h = Add(f, g)
+        s = Concat<axis=0>(n, s3{2,3})
+        i = Reshape(h, s)
+        y = ReduceSum<keepdims=0>(i, s4{2})
+    """,
+    "weights computed from constants": """
+        w2 = Transpose<perm=[1,0]>(w1[8,5])
+        a = MatMul(x[N,5], w2)
+        b = Relu(a)
+        w4 = Cast<to=1>(float16 w3[8,6])
+        c = MatMul(b, w4)
+        d = Relu(c)
+        w6 = DequantizeLinear(int8 w5[6,4]{3,-2,7,1,-5}, vs[]{0.05}, int8 z[]{0})
+        e = MatMul(d, w6)
+        f = Relu(e)
+        w9 = Mul(w7[4,3], w8[1,3])
+        y = MatMul(f, w9)
+    """,
+    "shape arithmetic": """
+        s = Shape(x[N,7,5])
+        n = Gather<axis=0>(s, s0[]{0})
+        n1 = Unsqueeze(n, s1{0})
+        m = Gather<axis=0>(s, s2[]{1})
+        m1 = Unsqueeze(m, s1)
+        t1 = Concat<axis=0>(n1, m1, s3{2,4})
+        t2 = Concat<axis=0>(n1, m1, s4{8})
+        t3 = Concat<axis=0>(n1, s5{-1})
+        a = MatMul(x, w1[5,8])
+        b = Reshape(a, t1)
+        c = Relu(b)
+        d = Reshape(c, t2)
+        e = MatMul(d, w2[8,6])
+        f = Relu(e)
+        g = Reshape(f, t3)
+        y = MatMul(g, w3[42,3])
+    """,
+    "mask without a batch": """
+        z = Mul(x[N,7,5], c0[]{0.0})
+        z0 = ReduceSum<keepdims=0>(z)
+        m = Add(m1[7,7], z0)
+        q = MatMul(x, w1[5,8])
+        k = MatMul(x, w2[5,8])
+        kt = Transpose<perm=[0,2,1]>(k)
+        a = MatMul(q, kt)
+        b = Add(a, m)
+        c = Softmax<axis=2>(b)
+        v = MatMul(x, w3[5,8])
+        d = MatMul(c, v)
+        y = MatMul(d, w4[8,3])
+    """,
+    "rows counted from data": """
+        z = Mul(x[N,5], c0[]{0.0})
+        o = Add(z, c1[]{1.0})
+        count = ReduceSum<keepdims=0>(o)
+        n = Size(x)
+        m = Cast<to=1>(n)
+        r = Div(count, m)
+        a = MatMul(x, w1[5,8])
+        b = Relu(a)
+        c = MatMul(b, w2[8,6])
+        d = Mul(c, r)
+        y = MatMul(d, w3[6,3])
+    """,
+    "stacked samples": """
+        a = MatMul(x[7,5], w1[5,8])
+        b = Relu(a)
+        c = ReduceMean<keepdims=0>(b, s1{0})
+        y = MatMul(c, w2[8,3])
+    """,
+    "sums over channels": """
+        a = MatMul(x[N,7,5], w1[5,8])
+        b = Relu(a)
+        y = ReduceSum<keepdims=0>(b, s1{2})
+    """,
+    "everything summed up": """
+        a = MatMul(x[N,5], w1[5,8])
+        b = Relu(a)
+        y = ReduceSum<keepdims=0>(b)
+    """,
+    "samples that disturb each other": """
+        a = ReduceMean<keepdims=1>(x[N,5], s1{0})
+        b = Sub(x, a)
+        c = MatMul(b, w1[5,8])
+        d = Relu(c)
+        e = ReduceMean<keepdims=1>(d, s1)
+        f = Sub(d, e)
+        y = MatMul(f, w2[8,3])
+    """,
+    "double precision": """
+        a = MatMul(double x[N,5], double w1[5,8])
+        b = Relu(a)
+        c = MatMul(b, double w2[8,6])
+        d = Tanh(c)
+        y = MatMul(d, double w3[6,3])
+    """,
+}
+"""What lies before and behind the cuts differs."""
+
+FIXED = """
+    a = MatMul(x[{rows},7,5], w1[5,8])
+    b = Relu(a)
+    c = Reshape(b, s1{{{rows},56}})
+    d = MatMul(c, w2[56,6])
+    e = Relu(d)
+    y = MatMul(e, w3[6,3])
+"""
+NETWORKS |= {f"batch of {rows}": FIXED.format(rows=rows) for rows in (1, 4)}
+
+
+def samples_for(couplings: Couplings, count: int = SAMPLES) -> Calibration:
+    """Made-up samples."""
+    return gather(couplings.graph, None, seed=1).first(count)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("loss", ["kl", "mse", "cross-entropy"])
+def test_bundled_models(name: str, loss: str) -> None:
+    """All groups of real models, exact or not: single channels, many at once, closed or half open or more than open."""
+    if (name, loss) in (("unet_torch", "cross-entropy"), ("unet_torch", "kl")):
+        pytest.skip("its output has no classes")
+    assert_engines_agree(bundled(name), digits(name, 8), loss, groups=bundled(name).groups)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("loss", ["distance", "mse"])
+def test_small_networks(kind: str, loss: str) -> None:
+    """Whatever lies before and behind the cut, and wherever the samples are."""
+    couplings = coupled(build(NETWORKS[kind]))
+    assert exact(couplings)
+    assert_engines_agree(couplings, samples_for(couplings), loss)
+    assert_scores_are_loss_changes(couplings, samples_for(couplings), loss)
