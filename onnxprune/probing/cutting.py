@@ -100,15 +100,12 @@ def cut_for(
         return cut_of(couplings, behind, names, inside=gates)
     kept = keepable(couplings)
     sinks = affine_sinks(couplings, gates, kept) if taking_off else {}
-    closed = {use[0] for gate in gates if gate not in sinks for use in gate.uses}
-    beyond = {
-        node.position for group in sinks.values() for sink in group for node, _ in graph.readers.get(sink.output, ())
-    }
-    behind, names = run_again(graph, wanted, reached_from(graph, closed | beyond), kept)
-    names |= {gate.tensor for gate in sinks}
+    behind, names = run_again(graph, wanted, moved_by(graph, gates, sinks), kept)
+    needed = [sink for alike in sinks.values() for sink in alike if sink.output in names]
+    names |= {sink.gate.tensor for sink in needed}
     fed = {gate.tensor: gate for gate in reversed(gates) if gate.tensor in names and gate not in sinks}
     inside = [gate for gate in gates if gate not in sinks and fed.get(gate.tensor) is not gate]
-    return cut_of(couplings, behind, names, fed.values(), inside, [one for group in sinks.values() for one in group])
+    return cut_of(couplings, behind, names, fed.values(), inside, needed)
 
 
 def cut_of(
@@ -149,11 +146,7 @@ def affine_sinks(couplings: Couplings, gates: Sequence[Gate], kept: Set[str]) ->
         if all(sink is not None and sink.output in kept for sink in sinks) and gate.tensor in kept:
             found[gate] = [sink for sink in sinks if sink is not None]
     while True:  # a sink that is reached from another gate runs again, and with it all sinks of its own gate
-        closed = {use[0] for gate in gates if gate not in found for use in gate.uses}
-        made = {sink.output for sinks in found.values() for sink in sinks}
-        moved = reached_from(
-            graph, closed | {node.position for name in made for node, _ in graph.readers.get(name, ())}
-        )
+        moved = moved_by(graph, gates, found)
         again = [gate for gate, sinks in found.items() if any(sink.position in moved for sink in sinks)]
         if not again:
             return found
@@ -165,7 +158,7 @@ def moved_by(graph: Graph, gates: Iterable[Gate], sinks: Mapping[Gate, Sequence[
     """The nodes that compute something else when gates close, but for the sinks of which closed channels are taken."""
     closed = {position for gate in gates if gate not in sinks for position, _ in gate.uses}
     changed = {sink.output for alike in sinks.values() for sink in alike}
-    return reached_from(graph, closed | {node.position for name in changed for node, _ in graph.readers.get(name, ())})
+    return reached_from(graph, closed | {node.position for node in graph.nodes if not changed.isdisjoint(node.reads)})
 
 
 def affine_sink(couplings: Couplings, gate: Gate, use: Use) -> Sink | None:

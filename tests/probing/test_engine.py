@@ -248,6 +248,13 @@ NETWORKS = {
         f = Sub(d, e)
         y = MatMul(f, w2[8,3])
     """,
+    "a reader that the loss does not see": """
+        a = MatMul(x[N,5], w1[5,8])
+        b = Relu(a)
+        y1 = MatMul(b, w2[8,3])
+        c = MatMul(b, w3[8,4])
+        y2 = ArgMax<axis=1>(c)
+    """,
     "double precision": """
         a = MatMul(double x[N,5], double w1[5,8])
         b = Relu(a)
@@ -267,6 +274,64 @@ FIXED = """
     y = MatMul(e, w3[6,3])
 """
 NETWORKS |= {f"batch of {rows}": FIXED.format(rows=rows) for rows in (1, 4)}
+
+NETWORKS |= {
+    "If": """
+        a = MatMul(x[N,5], w1[5,8])
+        b = Relu(a)
+        m = ReduceMean<keepdims=0>(x)
+        t = Greater(m, z[]{-100.0})
+        c = MatMul(b, w2[8,6])
+        h = MatMul(x, w3[5,6])
+        d = If(t) <
+            then_branch = one () => (float[N,6] t1) { t1 = Mul(h, c) },
+            else_branch = other () => (float[N,6] t2) { t2 = Add(h, c) }
+        >
+        e = Relu(d)
+        y = MatMul(e, w4[6,3])
+    """,
+    "If before": """
+        h = MatMul(x[N,5], w1[5,6])
+        t = Greater(z1[]{1.0}, z2[]{-100.0})
+        d = If(t) <
+            then_branch = one () => (float[N,6] t1) { t1 = Mul(h, h) },
+            else_branch = other () => (float[N,6] t2) { t2 = Add(h, h) }
+        >
+        a = MatMul(d, w2[6,8])
+        b = Relu(a)
+        y = MatMul(b, w3[8,3])
+    """,
+    "Loop": """
+        h = MatMul(x[N,5], w1[5,6])
+        a = MatMul(x, w2[5,8])
+        b = Relu(a)
+        c = MatMul(b, w3[8,6])
+        d = Loop(s0[]{3}, bool c0[]{1}, c) <body = step (int64 i, bool ci, float[N,6] si) => (bool co, float[N,6] so) {
+            co = Identity(ci)
+            so = Mul(si, h)
+        }>
+        e = Relu(d)
+        y = MatMul(e, w4[6,3])
+    """,
+    "Scan": """
+        a = MatMul(x[N,7,5], w1[5,8])
+        b = Relu(a)
+        c = MatMul(b, w2[8,6])
+        h = MatMul(x, w3[5,6])
+        m = ReduceMean<keepdims=0>(h, s0{1})
+        d = Mul(m, z[]{0.0})
+        e, f = Scan(d, c) <num_scan_inputs=1, scan_input_axes=[1],
+            body = step (float[N,6] si, float[N,6] ci) => (float[N,6] so, float[N,6] co) {
+                sp = Add(si, ci)
+                so = Mul(sp, m)
+                co = Identity(so)
+            }
+        >
+        g = Relu(e)
+        y = MatMul(g, w4[6,3])
+    """,
+}
+"""Bodies of control flow that read tensors from outside."""
 
 
 def samples_for(couplings: Couplings, count: int = SAMPLES) -> Calibration:
