@@ -7,12 +7,15 @@ channel's removal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import Use, facts_where
-from onnxprune.rules.axes import Axis, Dim, Product, leaves
+from onnxprune.rules.axes import Axis, Dim, Product, Sum, leaves
 from onnxprune.rules.facts import Contracted
 
 
@@ -55,6 +58,29 @@ def gates_of(couplings: Couplings, dims: Iterable[Dim]) -> tuple[Gate, ...]:
         )
         for (tensor, axis), types in axes.items()
     )
+
+
+def standings(axis: Axis, dim: Dim) -> Iterator[np.ndarray]:
+    """
+    For each time that `dim` stands in the axis, which of its positions is where; -1 for none.
+
+    Twice in what a table of all pairs of channels is flattened to: a channel then has a row and a column.
+    """
+    match axis:
+        case Dim():
+            if axis is dim:
+                yield np.arange(dim.size)
+        case Sum(parts):
+            ends = np.cumsum([part.size for part in parts])
+            for part, end in zip(parts, ends, strict=True):
+                for standing in standings(part, dim):
+                    yield np.pad(standing, (end - part.size, axis.size - end), constant_values=-1)
+        case Product(factors):
+            for number, factor in enumerate(factors):
+                inside = math.prod(other.size for other in factors[number + 1 :])
+                outside = math.prod(other.size for other in factors[:number])
+                for standing in standings(factor, dim):
+                    yield np.tile(np.repeat(standing, inside), outside)
 
 
 def batch_axis(types: Iterable[Axis], batch: frozenset[Dim]) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration
 from onnxprune.probing.cutting import Across, Cut, Sink, cut_for, leading_to
-from onnxprune.probing.gates import Gate
+from onnxprune.probing.gates import Gate, standings
 from onnxprune.probing.lab import Lab
 from onnxprune.probing.losses import Loss, target_name
 from onnxprune.probing.means import Means
@@ -18,7 +18,7 @@ from onnxprune.probing.running import LABELS, Closing, Probe, Setting, Split, Ta
 from onnxprune.probing.sizes import bytes_of, demand_of, scale_of, share_of
 from onnxprune.probing.splitting import closed_name, gate_name, part_before, part_behind, part_of_sink
 from onnxprune.reading.observing import session_for
-from onnxprune.rules.axes import Dim, channels_along, leaves
+from onnxprune.rules.axes import Dim
 
 ROWS_A_RUN = 64
 """Probes times samples in one run: more buys nothing on a CPU."""
@@ -192,11 +192,10 @@ def closing(name: str, gate: Gate, fed: str | None, dims: Sequence[Dim], couplin
 
 
 def channels_at(gate: Gate, dims: Sequence[Dim]) -> tuple[np.ndarray, ...]:
-    """For each dimension of the group on the gate's axis: which channel is at each position, -1 for none."""
+    """For each time that a dimension of the group stands in the gate's axis: its channel at each position, or -1."""
     starts = np.cumsum([0, *(dim.size for dim in dims)])
-    along = [
-        (channels_along(gate.type, dim), start)
+    return tuple(
+        np.where(channels >= 0, channels + start, -1)
         for dim, start in zip(dims, starts, strict=False)
-        if dim in set(leaves(gate.type))
-    ]
-    return tuple(np.where(channels >= 0, channels + start, -1) for channels, start in along)
+        for channels in standings(gate.type, dim)
+    )

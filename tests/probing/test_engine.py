@@ -255,6 +255,13 @@ NETWORKS = {
         c = MatMul(b, w3[8,4])
         y2 = ArgMax<axis=1>(c)
     """,
+    "all pairs of channels": """
+        a = MatMul(x[N,7,5], w1[5,4])
+        b = Transpose<perm=[0,2,1]>(a)
+        c = MatMul(b, a)
+        d = Flatten(c)
+        y = Gemm<transB=1>(d, w2[3,16])
+    """,
     "double precision": """
         a = MatMul(double x[N,5], double w1[5,8])
         b = Relu(a)
