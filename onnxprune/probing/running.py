@@ -224,10 +224,10 @@ class Bench:
         found = {
             name: np.concatenate([value] * repeats, axis=axis)
             for name, value in kept.items()
-            if (axis := axes[name]) is not None
+            if (axis := axes[name]) is not None and value.dtype.kind != "i"
         }
         shared = [name for name in kept if name not in found]
-        if shared:  # it may count the rows of a run
+        if shared:  # it may count the rows of a run, as may integers
             rows = {name: np.concatenate([value] * repeats) for name, value in feed.items()}
             made = [name for name in shared if name not in feed]
             found |= dict(zip(made, self._before.run(made, self._needed(rows)), strict=True)) if made else {}

@@ -262,6 +262,21 @@ NETWORKS = {
         d = Flatten(c)
         y = Gemm<transB=1>(d, w2[3,16])
     """,
+    "rows by their numbers": """
+        i = ArgMax<axis=1, keepdims=0>(x1[N,7])
+        s = Shape(i)
+        n = Squeeze(s, s0{0})
+        r = Range(s1[]{0}, n, s2[]{1})
+        o = Mul(r, s3[]{7})
+        j = Add(o, i)
+        a = MatMul(x2[N,7,5], w1[5,8])
+        b = Relu(a)
+        c = MatMul(b, w2[8,6])
+        d = Relu(c)
+        e = Reshape(d, s4{-1,6})
+        f = Gather<axis=0>(e, j)
+        y = MatMul(f, w3[6,3])
+    """,
     "double precision": """
         a = MatMul(double x[N,5], double w1[5,8])
         b = Relu(a)
