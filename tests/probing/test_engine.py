@@ -295,6 +295,15 @@ FIXED = """
     e = Relu(d)
     y = MatMul(e, w3[6,3])
 """
+TIME_FIRST = """
+    a = MatMul(x[T,1,4], w1[4,8])
+    b = Relu(a)
+    c = RNN<hidden_size=6, direction="{direction}">(b, w2[1,6,8], w3[1,6,6])
+    d = Squeeze(c, s0{{1}})
+    e = Squeeze(d, s0)
+    y = MatMul(e, w4[6,3])
+"""
+NETWORKS |= {f"time first, {one}": TIME_FIRST.format(direction=one) for one in ("forward", "reverse")}
 NETWORKS |= {f"batch of {rows}": FIXED.format(rows=rows) for rows in (1, 4)}
 
 NETWORKS |= {
