@@ -65,7 +65,7 @@ def done(run: Run) -> Run:
 
 @pytest.fixture
 def refused(run: Run, place: Path) -> Callable[..., str]:
-    """Run a command line that must be refused: one clear message, no traceback, and every file as it was."""
+    """A command line that must be refused: one clear message, no traceback, every file but the journal as it was."""
 
     def command(*words: str | Path, code: int) -> str:
         before = snapshot(place)
@@ -87,4 +87,8 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
         with path.open("rb") as file:
             return file.read()
 
-    return {str(path.relative_to(folder)): content(path) if path.is_file() else None for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): content(path) if path.is_file() else None
+        for path in folder.rglob("*")
+        if ".onnxprune" not in path.parts
+    }
