@@ -105,7 +105,9 @@ def assert_scores_are_loss_changes(
         found = np.array([answer.mean for answer in answers(couplings, calibration, prepared, asked)])
         smaller = [without(couplings, group, one.probes[0].channels) for one in asked]
         expected = np.array([loss_of(couplings, calibration, prepared, model=one) for one in smaller]) - open_loss
-        np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol * np.abs(expected).max(), err_msg=group.name)
+        np.testing.assert_allclose(
+            found, expected, rtol=rtol, atol=rtol * np.abs(expected).max() + ROUNDING, err_msg=group.name
+        )
 
 
 def without(couplings: Couplings, group: Group, channels: Sequence[int]) -> ModelProto:

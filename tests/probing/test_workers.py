@@ -1,0 +1,213 @@
+"""Wherever probes run, the scores are the same to the last bit, and nothing is lost or left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from onnxprune.probing import engine
+from onnxprune.probing.calibration import gather
+from onnxprune.probing.engine import Engine
+from onnxprune.probing.losses import UserLoss, prepare_loss
+from onnxprune.probing.means import Means
+from onnxprune.probing.running import Task
+from tests.bundled import bundled, digits
+from tests.probing.engines import exact, question
+from tests.probing.losses import furthest
+
+NAME, SAMPLES, CHANNELS, TASKS = "resnet_torchscript", 8, 12, 12
+PARENT = os.getpid()
+
+Found = dict[tuple[str, str], tuple[float, float]]
+
+
+@pytest.fixture(autouse=True)
+def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks of four channels each, sent to workers although they are small."""
+    timed = engine.timed
+    monkeypatch.setattr(engine, "timed", lambda *given: (1.0, timed(*given)[1]))
+    monkeypatch.setattr(engine.Engine, "_probe_seconds", lambda *_: 0.5)
+    monkeypatch.setattr(engine, "SERIAL_SECONDS", 0.0)
+
+
+def scores(means: Means, loss: str | UserLoss = "mse", times: int = 1) -> Found:
+    """Mean and error for some channels of some groups, asked for in so many calls."""
+    couplings = bundled(NAME)
+    calibration = gather(couplings.graph, digits(NAME, SAMPLES))
+    asked = [question(group, [channel]) for group in exact(couplings)[:4] for channel in range(CHANNELS)]
+    found: Found = {}
+    with Engine(couplings, calibration, prepare_loss(couplings.graph, calibration, loss), means) as probing:
+        for part in np.array_split(np.arange(len(asked)), times):
+            for answer in probing.answers([asked[number] for number in part]):
+                assert answer.question.key not in found
+                found[answer.question.key] = (answer.mean, answer.error)
+    assert len(found) == len(asked)
+    return found
+
+
+def assert_close(found: Found, expected: Found) -> None:
+    """The same but for rounding: sessions that give several tensors at once may fuse less."""
+    for key, values in expected.items():
+        assert found[key] == pytest.approx(values, rel=1e-5, abs=1e-8), key
+
+
+@pytest.fixture(scope="module")
+def here() -> Found:
+    """The scores as this process finds them."""
+    return scores(Means(jobs=1))
+
+
+@pytest.fixture(scope="module")
+def furthest_here() -> Found:
+    """The same for a loss of the user's own."""
+    return scores(Means(jobs=1), furthest)
+
+
+@pytest.fixture(scope="module")
+def spawned() -> Iterator[ProcessPoolExecutor]:
+    """Two processes that share nothing with this one."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+        yield executor
+
+
+class Sending(Executor):
+    """Passes tasks on, and counts them and the times that the lab's contents went with one."""
+
+    def __init__(self, executor: Executor, *, far: bool) -> None:
+        self._executor, self._far, self._max_workers = executor, far, 2
+        self.tasks, self.contents = 0, 0
+
+    def submit(self, run: Any, task: Task, *contents: Any) -> Future[Any]:  # type: ignore[override]
+        """Run a task where the lab's folder is seen, or far away where it is not."""
+        self.tasks += 1
+        self.contents += len(contents)
+        room = replace(task.room, folder="/nowhere") if self._far else task.room
+        return self._executor.submit(run, replace(task, room=room), *contents)
+
+
+def test_own_processes_find_the_same(here: Found) -> None:
+    """To the last bit; then they are gone."""
+    assert scores(Means(jobs=2)) == here
+    assert not workers_left()
+
+
+def test_threads_find_the_same(here: Found) -> None:
+    """Of any executor of threads."""
+    with ThreadPoolExecutor(2) as executor:
+        assert scores(Means(executor=executor)) == here
+
+
+def test_processes_of_any_executor_find_the_same(here: Found, spawned: ProcessPoolExecutor) -> None:
+    """Those that were started afresh, too."""
+    sending = Sending(spawned, far=False)
+    assert scores(Means(executor=sending)) == here
+    assert (sending.tasks, sending.contents) == (TASKS, 0)
+
+
+def test_workers_elsewhere_get_the_lab_and_keep_it(here: Found, spawned: ProcessPoolExecutor) -> None:
+    """Its contents go only with the tasks that a worker has before it has them: one that runs, and one that waits."""
+    sending = Sending(spawned, far=True)
+    assert scores(Means(executor=sending)) == here
+    assert sending.contents
+
+
+def test_later_questions_find_the_same(here: Found) -> None:
+    """Groups that are asked for later change nothing, but for rounding, in what was asked before."""
+    assert_close(scores(Means(jobs=1), times=3), here)
+
+
+def deadly(marker: Path, deaths: int = 1) -> UserLoss:
+    """A loss that kills the worker that it runs in, but only so many times."""
+
+    def loss(outputs: Mapping[str, np.ndarray], original: Mapping[str, np.ndarray], labels: object) -> np.ndarray:
+        for number in range(deaths) if os.getpid() != PARENT else ():
+            try:
+                os.close(os.open(marker / str(number), os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            os.kill(os.getpid(), signal.SIGKILL)
+        return furthest(outputs, original, None)
+
+    return loss
+
+
+def test_a_dead_worker_is_replaced(furthest_here: Found, tmp_path: Path) -> None:
+    """What it had not done is done again, and no answer comes twice."""
+    assert scores(Means(jobs=2), deadly(tmp_path)) == furthest_here
+    assert (tmp_path / "0").exists()
+
+
+def test_an_error_in_the_users_loss_is_the_users(tmp_path: Path) -> None:
+    """It comes through as it was raised."""
+
+    def broken(outputs: object, original: object, labels: object) -> np.ndarray:
+        if os.getpid() != PARENT:
+            raise ZeroDivisionError("my own mistake")
+        return np.ones(SAMPLES)
+
+    with pytest.raises(ZeroDivisionError, match="my own mistake"):
+        scores(Means(jobs=2), broken)
+    assert not workers_left()
+
+
+def workers_left() -> list[psutil.Process]:
+    """Worker processes of our own."""
+    return [child for child in psutil.Process().children() if "LokyProcess" in " ".join(child.cmdline())]
+
+
+INTERRUPTED = """
+from onnxprune.probing import engine
+from onnxprune.probing.probe import probe
+from tests.bundled import bundled, digits
+
+engine.SERIAL_SECONDS, engine.TASK_SECONDS = 0.0, 0.01
+name = "resnet_torchscript"
+going = lambda what, done, total: print("going" if done else "ready", flush=True)
+probe(bundled(name), digits(name, 64), "mse", samples=None, jobs=2, progress=going)
+print("done")
+"""
+
+
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+    """No process, and no folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "going\n"]
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    assert list(tmp_path.glob("onnxprune-*"))
+    process.send_signal(signal.SIGINT)
+    told, complaint = process.communicate(timeout=30)
+    assert "KeyboardInterrupt" in complaint
+    assert "done" not in told
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not list(tmp_path.glob("onnxprune-*"))
+
+
+def test_a_dask_cluster_that_loses_a_worker(furthest_here: Found, tmp_path: Path) -> None:
+    """Its other workers, and the one that takes the dead one's place, find what is found here."""
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        assert scores(Means(executor=client.get_executor()), deadly(tmp_path)) == furthest_here
+    assert (tmp_path / "0").exists()
