@@ -38,7 +38,7 @@ class Lab:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
-        self.room = Room(uuid.uuid4().hex, self._folder.name)
+        self._key, self._files = uuid.uuid4().hex, 0
         self._stored: dict[str, tuple[int, int]] = {}
         self._end = 0
 
@@ -49,15 +49,22 @@ class Lab:
         self._folder.cleanup()
 
     @property
+    def room(self) -> Room:
+        """Where the lab is, by a key that changes with its contents."""
+        return Room(f"{self._key}.{self._files}", self._folder.name)
+
+    @property
     def path(self) -> Path:
         return Path(self._folder.name)
 
     def add_array(self, name: str, array: np.ndarray) -> None:
         """Write an array that processes map into their memory."""
+        self._files += 1
         np.save(self.path / f"{name}.npy", array)
 
     def add_part(self, name: str, part: ModelProto) -> None:
         """Write a part of the model whose constants `store` has written."""
+        self._files += 1
         (self.path / f"{name}.onnx").write_bytes(part.SerializeToString())
 
     def store(self, constant: Constant) -> TensorProto:

@@ -123,6 +123,11 @@ def test_workers_elsewhere_get_the_lab_and_keep_it(here: Found, spawned: Process
     assert sending.contents
 
 
+def test_workers_elsewhere_get_what_was_added_to_the_lab(here: Found, spawned: ProcessPoolExecutor) -> None:
+    """Further groups, asked for later, need more than a worker has by then."""
+    assert_close(scores(Means(executor=Sending(spawned, far=True)), times=3), here)
+
+
 def test_later_questions_find_the_same(here: Found) -> None:
     """Groups that are asked for later change nothing, but for rounding, in what was asked before."""
     assert_close(scores(Means(jobs=1), times=3), here)
