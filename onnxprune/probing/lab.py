@@ -8,6 +8,7 @@ process elsewhere gets the folder's contents once and keeps them.
 from __future__ import annotations
 
 import tempfile
+import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,16 +107,18 @@ def raw_bytes(constant: Constant) -> bytes | None:
 
 
 _unpacked: dict[str, tempfile.TemporaryDirectory[str]] = {}
+_unpacking = threading.Lock()
 
 
 def folder_of(room: Room, contents: Mapping[str, bytes] | None) -> Path | None:
     """The lab's folder as this process sees it, unpacked from its contents if need be; None if there is neither."""
     if Path(room.folder).is_dir():
         return Path(room.folder)
-    if room.key not in _unpacked and contents is not None:
-        folder = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
-        for name, content in contents.items():
-            (Path(folder.name) / name).write_bytes(content)
-        _unpacked.clear()  # labs of earlier runs are not needed any more
-        _unpacked[room.key] = folder
-    return Path(_unpacked[room.key].name) if room.key in _unpacked else None
+    with _unpacking:  # a worker may have several threads
+        if room.key not in _unpacked and contents is not None:
+            folder = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
+            for name, content in contents.items():
+                (Path(folder.name) / name).write_bytes(content)
+            _unpacked.clear()  # labs of earlier runs are not needed any more
+            _unpacked[room.key] = folder
+        return Path(_unpacked[room.key].name) if room.key in _unpacked else None

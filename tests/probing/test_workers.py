@@ -128,6 +128,13 @@ def test_workers_elsewhere_get_what_was_added_to_the_lab(here: Found, spawned: P
     assert_close(scores(Means(executor=Sending(spawned, far=True)), times=3), here)
 
 
+def test_threads_elsewhere_do_not_take_the_lab_from_each_other(here: Found) -> None:
+    """Two of a process's threads that miss it at once unpack it once."""
+    with ThreadPoolExecutor(4) as executor:
+        for _ in range(3):
+            assert scores(Means(executor=Sending(executor, far=True))) == here
+
+
 def test_later_questions_find_the_same(here: Found) -> None:
     """Groups that are asked for later change nothing, but for rounding, in what was asked before."""
     assert_close(scores(Means(jobs=1), times=3), here)
