@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 from loky import ProcessPoolExecutor
@@ -65,10 +66,8 @@ def run_on(executor: Executor, tasks: Mapping[int, Task], lab: Lab, processes: i
     contents: dict[str, bytes] | None = None
     try:
         while True:
-            for number, task in left:
+            for number, task in islice(left, max(0, processes * WAITING_TASKS - len(running))):
                 running[executor.submit(run_task, task)] = number
-                if len(running) >= processes * WAITING_TASKS:
-                    break
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
