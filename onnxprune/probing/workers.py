@@ -41,11 +41,11 @@ def run_in_processes(tasks: Mapping[int, Task], lab: Lab, processes: int) -> Res
                     del left[number]
                     yield number, losses
             return
-        except BrokenExecutor as failure:
+        except BrokenExecutor:
             if attempt == RESTARTS:
                 raise OnnxPruneError(
-                    f"Worker processes died {RESTARTS + 1} times ({failure}). There may be too little memory: "
-                    "give --jobs 1, or less with --memory."
+                    f"Worker processes died {RESTARTS + 1} times. There may be too little memory: give --jobs 1, "
+                    "or less with --memory."
                 ) from None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
+from onnxprune.errors import OnnxPruneError
 from onnxprune.probing import engine, workers
 from onnxprune.probing.calibration import gather
 from onnxprune.probing.engine import Engine
@@ -159,6 +160,14 @@ def test_a_dead_worker_is_replaced(furthest_here: Found, tmp_path: Path) -> None
     """What it had not done is done again, and no answer comes twice."""
     assert scores(Means(jobs=2), deadly(tmp_path)) == furthest_here
     assert (tmp_path / "0").exists()
+
+
+def test_workers_that_die_again_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says what may be wrong, and what to do."""
+    monkeypatch.setattr(workers, "RESTARTS", 1)
+    with pytest.raises(OnnxPruneError, match=r"died 2 times\. There may be too little memory: give --jobs 1, or less"):
+        scores(Means(jobs=2), deadly(tmp_path, 99))
+    assert not workers_left()
 
 
 def test_an_error_in_the_users_loss_is_the_users(tmp_path: Path) -> None:
