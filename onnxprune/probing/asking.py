@@ -60,6 +60,8 @@ def measured(
     journal = journal_in(cache, couplings, calibration, loss)
     found = known(journal, questions)
     reused, left = len(found), [question for question in questions if question.key not in found]
+    if progress and not left:
+        progress("measured before", reused, reused)
     if left:
         with Engine(couplings, calibration, loss, means) as engine:
             if progress:

@@ -152,7 +152,7 @@ def step(delta: float | None, order: int) -> float:
             f"Expected for second derivatives a delta of {SMALLEST_CURVATURE_STEP} or more, found {delta}: over a "
             f"smaller step the rounding of float32 hides the difference. Leave --delta out for {CURVATURE_STEP}."
         )
-    return delta
+    return float(delta)
 
 
 def loss_of(

