@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 
@@ -67,6 +68,7 @@ class Stations:
         self._rows = ROWS_A_RUN
         self._stations: dict[Key, Station] = {}
         self._kept: dict[str, int] = {}
+        self._numbers = count()
         self._setting = self._fill()
 
     def prepare(self, keys: Iterable[Key]) -> None:
@@ -78,7 +80,7 @@ class Stations:
         }
         rows = min((self._rows_that_fit(cut) for cut in cuts.values()), default=self._rows)
         if rows < self._rows:
-            self._rows, self._kept = rows, {}
+            self._rows, self._kept = rows, {}  # what was kept is kept in portions of another size
         self._keep(cuts.values())
         for key, cut in cuts.items():
             self._stations[key] = self._built(key, cut)
@@ -91,8 +93,9 @@ class Stations:
         """The probes on all samples, the first of them only to be checked."""
         station = self._stations[key]
         portions = tuple(self._calibration.batches(self._rows))
-        checks = self._loss.user is not None
-        return Task(self._lab.room, self._setting, station.split, tuple(probes), portions, station.probes_a_run, checks)
+        kept = {one.name: self._kept[one.name] for one in station.split.across if one.name in self._kept}
+        split, checks = replace(station.split, kept=kept), self._loss.user is not None
+        return Task(self._lab.room, self._setting, split, tuple(probes), portions, station.probes_a_run, checks)
 
     def _fill(self) -> Setting:
         """Write the samples and what the loss compares with into the lab."""
@@ -123,7 +126,6 @@ class Stations:
             closings=tuple(closings(cut, dims, couplings)),
             takings=tuple(self._taking(f"{name}.{number}", sink, cut, dims) for number, sink in enumerate(cut.sinks)),
             free=key.free,
-            kept={one.name: self._kept[one.name] for one in cut.across if one.name in self._kept},
         )
         shares_runs = self._rows_are_free and cut.shares_runs and not key.free and not key.whole
         many = max(1, self._rows // len(self._calibration)) if shares_runs else 1
@@ -155,14 +157,14 @@ class Stations:
         if not names or size * len(self._calibration) > self._means.bytes * KEPT_SHARE:
             return
         everything = Cut(
-            tuple(sorted(leading_to(graph, names))), (), tuple(Across(n, None, True) for n in names), (), ()
+            tuple(sorted(leading_to(graph, set(names)))), (), tuple(Across(n, None, True) for n in names), (), ()
         )
         part = part_before(graph, everything, self._lab.store)
         self._lab.add_part("kept", part)
         before = session_for(
             str(self._lab.path / "kept.onnx"), threads=self._setting.threads, provider=self._setting.provider
         )
-        self._kept |= {name: len(self._kept) + number for number, name in enumerate(names)}
+        self._kept |= {name: next(self._numbers) for name in names}
         for number, samples in enumerate(self._calibration.batches(self._rows)):
             feed = self._calibration.at(self._calibration.filled(samples))
             made = before.run(list(names), {port.name: feed[port.name] for port in before.get_inputs()})

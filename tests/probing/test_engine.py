@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
 
 from onnxprune.coupling.couple import Couplings
+from onnxprune.probing import sizes
 from onnxprune.probing.calibration import Calibration, gather
+from onnxprune.probing.engine import Engine
+from onnxprune.probing.losses import prepare_loss
+from onnxprune.probing.means import Means
 from tests.bundled import MODELS, bundled, digits
 from tests.models import build
 from tests.oracle import coupled
-from tests.probing.engines import assert_engines_agree, assert_scores_are_loss_changes, exact
+from tests.probing.engines import (
+    answers,
+    assert_engines_agree,
+    assert_scores_are_loss_changes,
+    exact,
+    questions_about,
+)
+from tests.rewriting.test_random_graphs import QUIETLY, networks
 
 SAMPLES = 10
 
@@ -387,3 +400,63 @@ def test_small_networks(kind: str, loss: str) -> None:
     assert exact(couplings)
     assert_engines_agree(couplings, samples_for(couplings), loss)
     assert_scores_are_loss_changes(couplings, samples_for(couplings), loss)
+
+
+MEMORIES = (100, 4000, 20_000, 100_000)
+"""Bytes for rows of these small networks: for one, for a few, for some of the samples, for several probes."""
+
+
+@pytest.fixture
+def light_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All memory goes to rows."""
+    monkeypatch.setattr(sizes, "PROCESS_BYTES", 0)
+
+
+@pytest.mark.usefixtures("light_processes")
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("kind", ["convolutions and a gate", "rows counted from data", "LSTM", "batch of 4"])
+def test_little_memory(kind: str, memory: int) -> None:
+    """Samples in small portions, and nothing kept of what comes across, change no score."""
+    couplings = coupled(build(NETWORKS[kind]))
+    assert_engines_agree(couplings, samples_for(couplings), "mse", means=Means(jobs=1, memory=memory))
+
+
+@pytest.mark.usefixtures("light_processes")
+@pytest.mark.parametrize("memory", [20_000, 50_000, 200_000])
+@pytest.mark.parametrize("kind", ["residual stream", "convolutions and a gate", "batch of 4"])
+def test_groups_asked_for_later(kind: str, memory: int) -> None:
+    """Groups that need smaller portions change nothing in the scores of those asked for before, and again after."""
+    couplings = coupled(build(NETWORKS[kind]))
+    calibration = samples_for(couplings)
+    loss = prepare_loss(couplings.graph, calibration, "mse")
+    by_group = [list(questions_about(group)) for group in exact(couplings)]
+    asked = [one for alike in by_group for one in alike]
+    expected = {
+        one.question.key: one.mean for one in answers(couplings, calibration, loss, asked, Means(jobs=1), whole=True)
+    }
+    for order in (by_group, by_group[::-1]):
+        with Engine(couplings, calibration, loss, Means(jobs=1, memory=memory)) as engine:
+            found = [one for alike in (*order, *order) for one in engine.answers(alike)]
+        assert len(found) == 2 * len(asked)
+        assert [one.mean for one in found] == pytest.approx([expected[one.question.key] for one in found], abs=1e-6)
+
+
+@given(st.booleans().flatmap(lambda images: networks(images=images, most=8)))
+@settings(max_examples=25, suppress_health_check=QUIETLY)
+def test_random_networks(text: str) -> None:
+    """Layers joined, cut, shuffled and gated in any way."""
+    check_random(text)
+
+
+@pytest.mark.slow
+@given(st.booleans().flatmap(lambda images: networks(images=images, most=20)))
+@settings(max_examples=500, suppress_health_check=QUIETLY, derandomize=False)
+def test_many_large_random_networks(text: str) -> None:
+    """The same for larger networks, and others each time."""
+    check_random(text)
+
+
+def check_random(text: str) -> None:
+    note(text)
+    couplings = coupled(build(text))
+    assert_engines_agree(couplings, samples_for(couplings, 5), "mse", few=1)
