@@ -1,15 +1,16 @@
 """
 Which samples probes run on: a few well-chosen ones say nearly as much as all of them.
 
-Rank correlation of their scores with those of all 512 calibration samples, mean over models:
+Rank correlation of their scores with those of all 512 samples, mean over 12 classifiers, and over 7 models under
+squared error::
 
     samples                                   16      32
-    classifiers     highest entropy           0.91    0.97
+    classes         highest entropy           0.91    0.97
                     drawn at random           0.64    0.74
     squared error   farthest from each other  0.93    0.97
                     drawn at random           0.87    0.91
 
-The scores of 1,024 other samples agree with those of the 512 no better: 0.92 for the classifiers.
+The scores of 1,024 other samples agree with those of the 512 no better: 0.92 for classes.
 """
 
 from __future__ import annotations
@@ -62,17 +63,18 @@ def positions(loss: Loss, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
     parts = []
     for name in loss.outputs:
         numbers = outputs[name].reshape(len(outputs[name]), -1)
-        some = numbers[:, :: -(-numbers.shape[1] // NUMBERS_COMPARED)].astype(np.float64)
-        parts.append(some / np.sqrt(loss.energies[name] * numbers.shape[1]))
-    return np.nan_to_num(np.concatenate(parts, axis=1), posinf=0, neginf=0)
+        some = numbers[:, :: max(1, -(-numbers.shape[1] // NUMBERS_COMPARED))].astype(np.float64)
+        parts.append(some / np.sqrt(loss.energies[name] * some.shape[1]))
+    return np.asarray(np.nan_to_num(np.concatenate(parts, axis=1), posinf=0, neginf=0))
 
 
 def far_apart(points: np.ndarray, count: int) -> np.ndarray:
     """The first point, and then always the one that is farthest from all before it."""
-    chosen = [0]
+    chosen = []
     distances = np.full(len(points), np.inf)
-    while len(chosen) < count:
-        distances = np.minimum(distances, np.square(points - points[chosen[-1]]).sum(1))
-        distances[chosen[-1]] = -1  # never again, even where all points are the same
-        chosen.append(int(distances.argmax()))
-    return np.array(chosen)
+    for _ in range(count):
+        farthest = int(distances.argmax())
+        chosen.append(farthest)
+        distances = np.minimum(distances, np.square(points - points[farthest]).sum(1))
+        distances[farthest] = -1  # not again, even where all points are the same
+    return np.array(chosen, np.int64)
