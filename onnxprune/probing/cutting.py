@@ -14,7 +14,7 @@ kept output, which costs as much as these few channels do. Then the cut lies beh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from onnx import TensorProto
@@ -86,12 +86,12 @@ def cut_for(
     outputs: Iterable[str],
     *,
     whole: bool = False,
-    taking_off: bool = True,
+    free: Collection[str] = (),
 ) -> Cut:
     """
     The cut behind which the fewest nodes run for probes of these Dims; `outputs` are the tensors the loss reads.
 
-    Without `taking_off` all sinks run again, as they must when probes bring constants of their own. A `whole` cut keeps
+    The constants in `free` are the probes' own: all sinks run again, and what reads them. A `whole` cut keeps
     nothing but the model's inputs, and has all gates in the graph: slow, and plain enough to check the others against.
     """
     graph, gates, wanted = couplings.graph, gates_of(couplings, dims), frozenset(outputs)
@@ -99,8 +99,8 @@ def cut_for(
         behind, names = run_again(graph, wanted, frozenset(), frozenset(graph.input_shapes))
         return cut_of(couplings, behind, names, inside=gates)
     kept = keepable(couplings)
-    sinks = affine_sinks(couplings, gates, kept) if taking_off else {}
-    behind, names = run_again(graph, wanted, moved_by(graph, gates, sinks), kept)
+    sinks = {} if free else affine_sinks(couplings, gates, kept)
+    behind, names = run_again(graph, wanted, moved_by(graph, gates, sinks, free), kept)
     needed = [sink for alike in sinks.values() for sink in alike if sink.output in names]
     names |= {sink.gate.tensor for sink in needed}
     fed = {gate.tensor: gate for gate in reversed(gates) if gate.tensor in names and gate not in sinks}
@@ -154,10 +154,15 @@ def affine_sinks(couplings: Couplings, gates: Sequence[Gate], kept: Set[str]) ->
             del found[gate]
 
 
-def moved_by(graph: Graph, gates: Iterable[Gate], sinks: Mapping[Gate, Sequence[Sink]]) -> set[int]:
-    """The nodes that compute something else when gates close, but for the sinks of which closed channels are taken."""
+def moved_by(
+    graph: Graph, gates: Iterable[Gate], sinks: Mapping[Gate, Sequence[Sink]], free: Iterable[str] = ()
+) -> set[int]:
+    """
+    The nodes that compute something else when gates close, but for the sinks of which closed channels are taken, or
+    when the constants in `free` change.
+    """
     closed = {position for gate in gates if gate not in sinks for position, _ in gate.uses}
-    changed = {sink.output for alike in sinks.values() for sink in alike}
+    changed = {sink.output for alike in sinks.values() for sink in alike} | set(free)
     return reached_from(graph, closed | {node.position for node in graph.nodes if not changed.isdisjoint(node.reads)})
 
 

@@ -75,7 +75,7 @@ class Stations:
         """Build the stations that are not there yet, and run the model once for what comes across their cuts."""
         groups = {key: self._couplings.group(key.group) for key in keys if key not in self._stations}
         cuts = {
-            key: cut_for(self._couplings, group.dims, self._loss.outputs, whole=key.whole, taking_off=not key.free)
+            key: cut_for(self._couplings, group.dims, self._loss.outputs, whole=key.whole, free=key.free)
             for key, group in groups.items()
         }
         rows = min((self._rows_that_fit(cut) for cut in cuts.values()), default=self._rows)

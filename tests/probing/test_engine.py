@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from onnxprune.coupling.couple import Couplings
+from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.probing import sizes
 from onnxprune.probing.calibration import Calibration, gather
-from onnxprune.probing.engine import Engine
+from onnxprune.probing.engine import Engine, Question
+from onnxprune.probing.gates import gates_of
 from onnxprune.probing.losses import prepare_loss
 from onnxprune.probing.means import Means
+from onnxprune.probing.running import Probe
 from tests.bundled import MODELS, bundled, digits
 from tests.models import build
 from tests.oracle import coupled
@@ -308,6 +311,14 @@ FIXED = """
     e = Relu(d)
     y = MatMul(e, w3[6,3])
 """
+NETWORKS["tied weights"] = """
+    t = Transpose<perm=[1,0]>(w1[8,5])
+    a = MatMul(x[N,5], t)
+    b = Relu(a)
+    c = MatMul(b, w1)
+    y = MatMul(c, w2[5,3])
+"""
+
 TIME_FIRST = """
     a = MatMul(x[T,1,4], w1[4,8])
     b = Relu(a)
@@ -412,6 +423,37 @@ def light_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "PROCESS_BYTES", 0)
 
 
+def test_half_precision() -> None:
+    """What comes across is rounded as the whole model may not round it: scores agree as far as float16 goes."""
+    couplings = coupled(
+        build("""
+            a = MatMul(float16 x[N,5], float16 w1[5,8])
+            b = Relu(a)
+            c = MatMul(b, float16 w2[8,6])
+            d = Tanh(c)
+            e = MatMul(d, float16 w3[6,8])
+            f = Add(b, e)
+            y = MatMul(f, float16 w4[8,3])
+        """)
+    )
+    assert_engines_agree(couplings, samples_for(couplings), "mse", tolerance=3e-3)
+
+
+def test_one_sample() -> None:
+    """A single sample is no reason to think that samples leave each other alone."""
+    couplings = coupled(
+        build("""
+            a = MatMul(x[N,5], w1[5,8])
+            b = Relu(a)
+            c = ReduceMean<keepdims=1>(b, s1{0})
+            d = Tanh(c)
+            e = Add(b, d)
+            y = MatMul(e, w2[8,3])
+        """)
+    )
+    assert_engines_agree(couplings, samples_for(couplings, 1), "mse")
+
+
 @pytest.mark.usefixtures("light_processes")
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("kind", ["convolutions and a gate", "rows counted from data", "LSTM", "batch of 4"])
@@ -439,6 +481,32 @@ def test_groups_asked_for_later(kind: str, memory: int) -> None:
             found = [one for alike in (*order, *order) for one in engine.answers(alike)]
         assert len(found) == 2 * len(asked)
         assert [one.mean for one in found] == pytest.approx([expected[one.question.key] for one in found], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind", ["residual stream", "convolutions and a gate", "LSTM", "stacked samples", "tied weights"]
+)
+def test_probes_with_constants_of_their_own(kind: str) -> None:
+    """Other numbers for what reads a group are seen wherever these constants are read."""
+    couplings = coupled(build(NETWORKS[kind]))
+    calibration = samples_for(couplings)
+    loss = prepare_loss(couplings.graph, calibration, "mse")
+    asked = [
+        Question(group.name, "other weights", (Probe((0, 1), constants=other_weights(couplings, group)),), (1.0, -1.0))
+        for group in exact(couplings)
+    ]
+    found, expected = (answers(couplings, calibration, loss, asked, whole=whole) for whole in (False, True))
+    assert [one.mean for one in found] == pytest.approx([one.mean for one in expected], rel=1e-5)
+    assert min(one.mean for one in expected) > 1e-3
+
+
+def other_weights(couplings: Couplings, group: Group) -> dict[str, np.ndarray]:
+    """The constants that the group's sinks read, each number a little larger."""
+    reading = {position for gate in gates_of(couplings, group.dims) for position, _ in gate.uses}
+    readers = {one.tensor: couplings.graph.readers[one.tensor] for one in group.slices}
+    names = [name for name, uses in readers.items() if any(node.position in reading for node, _ in uses)]
+    arrays = {name: couplings.graph.constants[name].array() for name in names}
+    return {name: (array * 1.1).astype(array.dtype) for name, array in arrays.items()}
 
 
 @given(st.booleans().flatmap(lambda images: networks(images=images, most=8)))
