@@ -25,6 +25,7 @@ from onnxprune.probing.means import Means
 from onnxprune.probing.probe import PROBE_SAMPLES, few_samples
 from onnxprune.probing.running import Probe
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, finite
+from onnxprune.probing.sizes import rows_of_the_model
 from onnxprune.reading.records import STRICT, json_text
 
 SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
@@ -99,7 +100,8 @@ def width_curves(
     """
     means = means or Means()
     calibration = gather(couplings.graph, data)
-    outputs = outputs_of(couplings.graph.model, calibration, threads=means.threads)
+    rows = rows_of_the_model(couplings, calibration, means.bytes)
+    outputs = outputs_of(couplings.graph.model, calibration, batch=rows, threads=means.threads)
     some, loss = few_samples(couplings.graph, calibration, loss, samples, outputs)
     chosen = [couplings.group(entry.name) for entry in scores.groups] if groups is None else list(groups)
     asked = {group.name: list(width_questions(group, scores, shares, repair)) for group in chosen}

@@ -21,6 +21,7 @@ from onnxprune.probing.lab import Lab
 from onnxprune.probing.losses import Loss, losses_from, outputs_of
 from onnxprune.probing.means import Means
 from onnxprune.probing.running import Probe, Task, run_task, sessions
+from onnxprune.probing.sizes import rows_of_the_model
 from onnxprune.probing.stations import Key, Stations
 from onnxprune.probing.workers import Results, run_here, run_in_processes, run_on
 from onnxprune.reading.observing import Session, session_for
@@ -92,7 +93,8 @@ class Engine:
         self._couplings, self._calibration, self._loss, self._means = couplings, calibration, loss, means or Means()
         model = couplings.graph.model
         own = session_for(model, threads=self._means.threads or 1, provider=self._means.provider)
-        outputs = outputs_of(own, calibration)
+        rows = rows_of_the_model(couplings, calibration, self._means.bytes)
+        outputs = outputs_of(own, calibration, batch=rows)
         self._open = losses_from(loss, outputs, calibration)
         check_finite(self._open, loss)
         self._row_seconds, apart = timed(own, calibration, outputs)

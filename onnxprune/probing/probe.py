@@ -25,6 +25,7 @@ from onnxprune.probing.means import Means
 from onnxprune.probing.running import Probe
 from onnxprune.probing.samples import telling_samples
 from onnxprune.probing.sensitivities import Sensitivities, sensitivities_of
+from onnxprune.probing.sizes import rows_of_the_model
 from onnxprune.reading.graph import Graph
 from onnxprune.reading.observing import CPU
 
@@ -72,7 +73,8 @@ def probe(
     delta = step(delta, order)
     means = Means(jobs, memory, threads, provider, executor)
     calibration = gather(couplings.graph, data)
-    outputs = outputs_of(couplings.graph.model, calibration, threads=threads)
+    rows = rows_of_the_model(couplings, calibration, means.bytes)
+    outputs = outputs_of(couplings.graph.model, calibration, batch=rows, threads=threads)
     some, loss = few_samples(couplings.graph, calibration, loss, samples, outputs)
     chosen = [group for group in couplings.groups if group.exact] if groups is None else list(groups)
     return sensitivities(couplings, some, loss, chosen, delta, order, means, cache, progress)[0]

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import facts_where
 from onnxprune.probing.calibration import Calibration
-from onnxprune.probing.cutting import Cut
+from onnxprune.probing.cutting import Cut, cut_for
 from onnxprune.reading.graph import ELEMENT_BYTES, Graph
 from onnxprune.rules.axes import width
 from onnxprune.rules.facts import Macs
+
+ROWS_A_RUN = 64
+"""Probes times samples in one run: more buys nothing on a CPU."""
 
 PROCESS_BYTES = 250 * 2**20
 """What a Python process with ONNX Runtime takes before it does anything."""
@@ -36,6 +39,10 @@ class Demand:
         """Bytes of a worker whose runs have up to that many rows, when there are that many samples."""
         return PROCESS_BYTES + 2 * self.weights + max(rows * self.row, min(rows, samples) * self.sample)
 
+    def rows_in(self, room: float, samples: int, most: int = ROWS_A_RUN) -> int:
+        """The most rows of a run that fit into so many bytes, up to `most`; one at least."""
+        return next((rows for rows in range(most, 1, -1) if self.at(rows, samples) <= room), 1)
+
 
 def demand_of(couplings: Couplings, cut: Cut, calibration: Calibration) -> Demand:
     """What a worker needs for this cut."""
@@ -50,6 +57,12 @@ def demand_of(couplings: Couplings, cut: Cut, calibration: Calibration) -> Deman
         row=scale * (2 * copies + most_alive(graph, cut.behind)),
         sample=scale * (copies + most_alive(graph, cut.before)),
     )
+
+
+def rows_of_the_model(couplings: Couplings, calibration: Calibration, room: float) -> int:
+    """How many samples the whole model may run on at once to stay within so many bytes."""
+    whole = cut_for(couplings, (), calibration.outputs, whole=True)
+    return demand_of(couplings, whole, calibration).rows_in(room, len(calibration))
 
 
 def most_alive(graph: Graph, positions: Sequence[int]) -> float:

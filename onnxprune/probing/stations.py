@@ -16,13 +16,10 @@ from onnxprune.probing.lab import Lab
 from onnxprune.probing.losses import Loss, target_name
 from onnxprune.probing.means import Means
 from onnxprune.probing.running import LABELS, Closing, Probe, Setting, Split, Taking, Task, kept_file
-from onnxprune.probing.sizes import bytes_of, demand_of, scale_of, share_of
+from onnxprune.probing.sizes import ROWS_A_RUN, bytes_of, scale_of, share_of
 from onnxprune.probing.splitting import closed_name, gate_name, part_before, part_behind, part_of_sink
 from onnxprune.reading.observing import session_for
 from onnxprune.rules.axes import Dim
-
-ROWS_A_RUN = 64
-"""Probes times samples in one run: more buys nothing on a CPU."""
 
 KEPT_SHARE = 0.25
 """Part of the memory that may be taken by what comes across cuts."""
@@ -78,7 +75,9 @@ class Stations:
             key: cut_for(self._couplings, group.dims, self._loss.outputs, whole=key.whole, free=key.free)
             for key, group in groups.items()
         }
-        rows = min((self._rows_that_fit(cut) for cut in cuts.values()), default=self._rows)
+        room = self._means.bytes * (1 - KEPT_SHARE) / self._means.processes
+        demands = [demand_of(self._couplings, cut, self._calibration) for cut in cuts.values()]
+        rows = min((demand.rows_in(room, len(self._calibration), self._rows) for demand in demands), default=self._rows)
         if rows < self._rows:
             self._rows, self._kept = rows, {}  # what was kept is kept in portions of another size
         self._keep(cuts.values())
@@ -151,32 +150,21 @@ class Stations:
 
     def _keep(self, cuts: Iterable[Cut]) -> None:
         """Write what comes across the cuts into the lab, if it is not too much; else each task computes it again."""
-        graph = self._couplings.graph
-        names = sorted({one.name for cut in cuts for one in cut.across} & graph.makers.keys() - self._kept.keys())
+        graph, setting = self._couplings.graph, self._setting
+        names = {one.name for cut in cuts for one in cut.across} & graph.makers.keys() - self._kept.keys()
         size = sum(bytes_of(name, graph) for name in names) * scale_of(graph, self._calibration)
         if not names or size * len(self._calibration) > self._means.bytes * KEPT_SHARE:
             return
-        everything = Cut(
-            tuple(sorted(leading_to(graph, set(names)))), (), tuple(Across(n, None, True) for n in names), (), ()
-        )
-        part = part_before(graph, everything, self._lab.store)
-        self._lab.add_part("kept", part)
-        before = session_for(
-            str(self._lab.path / "kept.onnx"), threads=self._setting.threads, provider=self._setting.provider
-        )
-        self._kept |= {name: next(self._numbers) for name in names}
+        wanted = tuple(sorted(names))
+        making = Cut(tuple(sorted(leading_to(graph, names))), (), tuple(Across(name, None, True) for name in wanted))
+        self._lab.add_part("kept", part_before(graph, making, self._lab.store))
+        before = session_for(str(self._lab.path / "kept.onnx"), threads=setting.threads, provider=setting.provider)
+        self._kept |= {name: len(self._kept) + number for number, name in enumerate(wanted)}
         for number, samples in enumerate(self._calibration.batches(self._rows)):
             feed = self._calibration.at(self._calibration.filled(samples))
-            made = before.run(list(names), {port.name: feed[port.name] for port in before.get_inputs()})
-            for name, value in zip(names, made, strict=True):
+            made = before.run(list(wanted), {port.name: feed[port.name] for port in before.get_inputs()})
+            for name, value in zip(wanted, made, strict=True):
                 np.save(self._lab.path / kept_file(self._kept[name], number), value)
-
-    def _rows_that_fit(self, cut: Cut) -> int:
-        """The most rows of a run that fit into a process's part of the memory."""
-        demand = demand_of(self._couplings, cut, self._calibration)
-        most = self._means.bytes * (1 - KEPT_SHARE) / self._means.processes
-        fitting = (rows for rows in range(self._rows, 1, -1) if demand.at(rows, len(self._calibration)) <= most)
-        return next(fitting, 1)
 
 
 def closings(cut: Cut, dims: Sequence[Dim], couplings: Couplings) -> list[Closing]:
