@@ -16,7 +16,7 @@ from onnxprune.probing.lab import Lab
 from onnxprune.probing.losses import Loss, target_name
 from onnxprune.probing.means import Means
 from onnxprune.probing.running import LABELS, Closing, Probe, Setting, Split, Taking, Task, kept_file
-from onnxprune.probing.sizes import ROWS_A_RUN, bytes_of, scale_of, share_of
+from onnxprune.probing.sizes import ROWS_A_RUN, bytes_of, demand_of, scale_of, share_of
 from onnxprune.probing.splitting import closed_name, gate_name, part_before, part_behind, part_of_sink
 from onnxprune.reading.observing import session_for
 from onnxprune.rules.axes import Dim
@@ -159,7 +159,7 @@ class Stations:
         making = Cut(tuple(sorted(leading_to(graph, names))), (), tuple(Across(name, None, True) for name in wanted))
         self._lab.add_part("kept", part_before(graph, making, self._lab.store))
         before = session_for(str(self._lab.path / "kept.onnx"), threads=setting.threads, provider=setting.provider)
-        self._kept |= {name: len(self._kept) + number for number, name in enumerate(wanted)}
+        self._kept |= {name: next(self._numbers) for name in wanted}
         for number, samples in enumerate(self._calibration.batches(self._rows)):
             feed = self._calibration.at(self._calibration.filled(samples))
             made = before.run(list(wanted), {port.name: feed[port.name] for port in before.get_inputs()})
