@@ -23,7 +23,15 @@ SAMPLES = 8
 FEW_CHANNELS = 3
 TOLERANCE = {"rel": 2e-4, "abs": 2e-5}
 
-CASES = [(name, loss) for name in MODELS for loss in IN_NUMPY if (name, loss) != ("unet_torch", "cross-entropy")]
+TWINS = ("resnet_dynamo", "vit_dynamo")
+"""The same networks as another exporter writes them."""
+
+CASES = [
+    (name, loss)
+    for name in MODELS
+    for loss in IN_NUMPY
+    if (name, loss) != ("unet_torch", "cross-entropy") and (name not in TWINS or loss == "cross-entropy")
+]
 
 
 @cache
@@ -109,13 +117,12 @@ def sample(outputs: Outputs, number: int) -> Outputs:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("loss", ["mse", "custom"])
-def test_many_probes_a_run_measure_what_single_ones_do(name: str, loss: str) -> None:
+def test_many_probes_a_run_measure_what_single_ones_do(name: str) -> None:
     """A probe measures the same beside others as when it is asked alone."""
     group = exact(bundled(name))[-1]
     closed = [(group, [channel]) for channel in range(3)]
-    alone = [measured_losses(name, loss, [one]) for one in closed]
-    np.testing.assert_allclose(measured_losses(name, loss, closed), np.concatenate(alone), rtol=1e-4, atol=1e-6)
+    alone = [measured_losses(name, "custom", [one]) for one in closed]
+    np.testing.assert_allclose(measured_losses(name, "custom", closed), np.concatenate(alone), rtol=1e-4, atol=1e-6)
 
 
 def test_a_loss_of_one_number_is_asked_for_each_probe_alone() -> None:
