@@ -18,7 +18,7 @@ from onnxprune.choosing.targets import Amount, Bound, Limits, Targets
 from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.errors import ModelError, TargetError, UsageError, VerificationError
 from onnxprune.files import check_target
-from onnxprune.probing.asking import Measured, Progress
+from onnxprune.probing.asking import Progress
 from onnxprune.probing.calibration import Data, collected, describe, given_shapes
 from onnxprune.probing.losses import LossName, UserLoss, outputs_of
 from onnxprune.probing.means import Means
@@ -176,9 +176,11 @@ def prune(
         elif criterion == "random":
             scores = chances(couplings, groups, seed)
         else:
-            some, prepared = few_samples(couplings.graph, session.calibration, loss, probe_samples, session.outputs)
+            some, prepared = few_samples(
+                couplings, session.calibration, loss, probe_samples, means, outputs=session.outputs
+            )
             scores, found = sensitivities(couplings, some, prepared, groups, delta, order, means, cache, progress)
-            notes.extend(notes_on_answers(found))
+            notes.extend(found.notes)
     with clock.stage("choose and rewrite"):
         plan, pruned = planned(couplings, scores, targets, limits)
     settings: dict[str, str | float | int | None] = {
@@ -195,14 +197,6 @@ def prune(
         "seed": seed,
     }
     return finished(session, plan, pruned, scores, settings, notes, clock)
-
-
-def notes_on_answers(found: Measured) -> Iterator[str]:
-    """What a user should know of where scores came from."""
-    if found.dropped:
-        yield f"{found.dropped:,} damaged lines of {found.path} were dropped and are measured again."
-    if found.reused:
-        yield f"{found.reused:,} of {len(found.answers):,} scores were measured before and come from {found.path}."
 
 
 def apply(

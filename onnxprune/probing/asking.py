@@ -37,6 +37,16 @@ class Measured:
     path: Path | None
     dropped: int
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of where the answers came from."""
+        notes = []
+        if self.dropped:
+            notes.append(f"{self.dropped:,} damaged lines of {self.path} were dropped and are measured again.")
+        if self.reused:
+            notes.append(f"{self.reused:,} of {len(self.answers):,} probes were run before: taken from {self.path}.")
+        return tuple(notes)
+
 
 def measured(
     couplings: Couplings,

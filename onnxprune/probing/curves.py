@@ -17,15 +17,14 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from onnxprune.coupling.couple import Couplings, Group
-from onnxprune.probing.asking import Progress, measured
+from onnxprune.probing.asking import Measured, Progress, measured
 from onnxprune.probing.calibration import Calibration, Data, gather
 from onnxprune.probing.engine import Question
-from onnxprune.probing.losses import Loss, LossName, UserLoss, outputs_of
+from onnxprune.probing.losses import Loss, LossName, UserLoss
 from onnxprune.probing.means import Means
 from onnxprune.probing.probe import PROBE_SAMPLES, few_samples
 from onnxprune.probing.running import Probe
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, finite
-from onnxprune.probing.sizes import rows_of_the_model
 from onnxprune.reading.records import STRICT, json_text
 
 SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
@@ -99,21 +98,47 @@ def width_curves(
         means: what probing may use.
     """
     means = means or Means()
-    calibration = gather(couplings.graph, data)
-    rows = rows_of_the_model(couplings, calibration, means.bytes)
-    outputs = outputs_of(couplings.graph.model, calibration, batch=rows, threads=means.threads)
-    some, loss = few_samples(couplings.graph, calibration, loss, samples, outputs)
+    some, loss = few_samples(couplings, gather(couplings.graph, data), loss, samples, means)
     chosen = [couplings.group(entry.name) for entry in scores.groups] if groups is None else list(groups)
-    asked = {group.name: list(width_questions(group, scores, shares, repair)) for group in chosen}
+    return curves_on(
+        couplings,
+        some,
+        loss,
+        chosen,
+        scores,
+        shares=shares,
+        repair=repair,
+        means=means,
+        cache=cache,
+        progress=progress,
+    )[0]
+
+
+def curves_on(
+    couplings: Couplings,
+    some: Calibration,
+    loss: Loss,
+    groups: Sequence[Group],
+    scores: Sensitivities,
+    *,
+    shares: Sequence[float] = SHARES,
+    repair: Repair | None = None,
+    means: Means,
+    cache: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> tuple[WidthCurves, Measured]:
+    """The curves on all of these samples, and where their points came from."""
+    asked = {group.name: list(width_questions(group, scores, shares, repair)) for group in groups}
     questions = [question for alike in asked.values() for _, question in alike if question is not None]
-    answers = measured(couplings, some, loss, questions, means, cache, progress).answers
+    measurement = measured(couplings, some, loss, questions, means, cache, progress)
     curves = []
     for name, alike in asked.items():
-        found = [(0.0, 0.0) if q is None else (answers[q.key].mean, answers[q.key].error) for _, q in alike]
+        answers = [None if question is None else measurement.answers[question.key] for _, question in alike]
+        found = [(0.0, 0.0) if answer is None else (answer.mean, answer.error) for answer in answers]
         losses, errors = (finite(np.array(values)) for values in zip(*found, strict=True))
         widths = tuple(width for width, _ in alike)
         curves.append(WidthCurve(name, couplings.group(name).size, widths, losses, errors))
-    return WidthCurves("onnxprune-curves", 1, tuple(curves), scores.criterion, loss.name, len(some))
+    return WidthCurves("onnxprune-curves", 1, tuple(curves), scores.criterion, loss.name, len(some)), measurement
 
 
 def width_questions(

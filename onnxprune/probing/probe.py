@@ -26,7 +26,6 @@ from onnxprune.probing.running import Probe
 from onnxprune.probing.samples import telling_samples
 from onnxprune.probing.sensitivities import Sensitivities, sensitivities_of
 from onnxprune.probing.sizes import rows_of_the_model
-from onnxprune.reading.graph import Graph
 from onnxprune.reading.observing import CPU
 
 PROBE_SAMPLES = 32
@@ -72,10 +71,7 @@ def probe(
     """
     delta = step(delta, order)
     means = Means(jobs, memory, threads, provider, executor)
-    calibration = gather(couplings.graph, data)
-    rows = rows_of_the_model(couplings, calibration, means.bytes)
-    outputs = outputs_of(couplings.graph.model, calibration, batch=rows, threads=threads)
-    some, loss = few_samples(couplings.graph, calibration, loss, samples, outputs)
+    some, loss = few_samples(couplings, gather(couplings.graph, data), loss, samples, means)
     chosen = [group for group in couplings.groups if group.exact] if groups is None else list(groups)
     return sensitivities(couplings, some, loss, chosen, delta, order, means, cache, progress)[0]
 
@@ -117,16 +113,20 @@ def sensitivities(
 
 
 def few_samples(
-    graph: Graph,
+    couplings: Couplings,
     calibration: Calibration,
     loss: LossName | UserLoss | Loss,
     count: int | None,
-    outputs: Mapping[str, np.ndarray],
+    means: Means,
+    *,
+    outputs: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Calibration, Loss]:
-    """The samples that probes run on, and the loss made ready for them; `outputs` are the model's on all samples."""
+    """The `count` samples that tell most, and the loss made ready for them; `outputs`: the model's on all samples."""
+    model, rows = couplings.graph.model, rows_of_the_model(couplings, calibration, means.bytes)
+    found = outputs or outputs_of(model, calibration, batch=rows, threads=means.threads)
     if not isinstance(loss, Loss):
-        loss = prepare_loss(graph, calibration, loss, reference=outputs)
-    few = telling_samples(loss, outputs, len(calibration) if count is None else count)
+        loss = prepare_loss(couplings.graph, calibration, loss, reference=found)
+    few = telling_samples(loss, found, len(calibration) if count is None else count)
     return calibration.only(few), loss.only(few)
 
 

@@ -184,7 +184,7 @@ def test_places_that_cannot_be_written_are_refused_at_once(
     name: str, message: str, option: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before any work, and for every file."""
-    monkeypatch.setattr("onnxprune.cli.prune", lambda *a, **k: pytest.fail("work was done"))
+    monkeypatch.setattr("onnxprune.cli.commands.prune", lambda *a, **k: pytest.fail("work was done"))
     Path("folder").mkdir()
     line = f"model.onnx out.onnx {option} {name}" if option else f"model.onnx {name}"
     assert refused(line, code=2) == message

@@ -1,0 +1,138 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from onnxprune.cli.terminal import fail
+from onnxprune.errors import UsageError
+from onnxprune.files import is_special
+from onnxprune.probing.means import Means
+from onnxprune.probing.probe import PROBE_SAMPLES
+from onnxprune.reading.observing import CPU
+
+NATURAL = click.IntRange(min=0)
+POSITIVE = click.IntRange(min=1)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Function], Function]
+
+
+def several(*options: Decorator[Any]) -> Decorator[Any]:
+    """Several options as one, shown in this order."""
+    return lambda function: reduce(lambda decorated, option: option(decorated), reversed(options), function)
+
+
+data_options = several(
+    click.option("--data", type=click.Path(), help="Samples: an .npz with an array for each input."),
+    click.option("--labels", default="labels", show_default=True, help="Name of the array with the labels."),
+    click.option("--seed", type=NATURAL, default=0, show_default=True, help="Seed of everything random."),
+    click.option("--threads", type=NATURAL, default=0, help="Threads of ONNX Runtime; 0 leaves the choice to it."),
+    click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors."),
+)
+"""What to measure on."""
+
+selection_options = several(
+    click.option("--only", multiple=True, metavar="GLOB", help="Only these groups or layers; may be repeated."),
+    click.option("--skip", multiple=True, metavar="GLOB", help="Leave these groups or layers alone."),
+)
+"""Which groups."""
+
+effort_options = several(
+    click.option(
+        "--probe-samples",
+        default=str(PROBE_SAMPLES),
+        show_default=True,
+        metavar="N|all",
+        help="Samples that probes run on: those that tell most.",
+    ),
+    click.option("--precise", is_flag=True, help="Measure on all samples: --probe-samples all."),
+    click.option("--jobs", type=POSITIVE, help="Processes that probe. Default: one for each core."),
+    click.option("--memory", metavar="BYTES", help="What they may take together: 4GB. Default: half of what is free."),
+    click.option("--provider", default=CPU, show_default=True, help="Where ONNX Runtime runs the probes."),
+    click.option(
+        "--cache", type=click.Path(), metavar="DIR", help="Journal of what is measured. Default: beside OUT."
+    ),
+    click.option("--no-cache", is_flag=True, help="Neither use nor write a journal."),
+)
+"""How much is measured, with what, and where answers are kept."""
+
+probe_options = several(
+    click.option("--delta", type=float, help="How far a gate closes: 1 removes (the default), small numbers derive."),
+    click.option("--order", type=click.IntRange(1, 2), default=1, show_default=True, help="2: second derivatives."),
+    effort_options,
+)
+"""What is measured of channels."""
+
+
+def loss_option(default: str) -> Decorator[Any]:
+    """The loss, with the default that suits the command."""
+    return click.option(
+        "--loss",
+        type=click.Choice(["distance", "auto", "cross-entropy", "mse", "kl"]),
+        default=default,
+        show_default=True,
+        help="distance: to the model's own outputs; auto: cross-entropy if integer labels fit, else distance.",
+    )
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the effort options say."""
+
+    samples: int | None
+    means: Means
+    cache: Path | None
+
+
+def effort_of(
+    output: str,
+    *,
+    probe_samples: str,
+    precise: bool,
+    jobs: int | None,
+    memory: str | None,
+    provider: str,
+    cache: str | None,
+    no_cache: bool,
+    threads: int,
+) -> Effort:
+    """The effort for a command that writes `output`."""
+    samples = None if precise else sample_count(probe_samples)
+    return Effort(samples, Means(jobs, memory, threads, provider), journal_folder(output, cache, no_cache))
+
+
+def sample_count(text: str) -> int | None:
+    """A number of samples; None for all."""
+    if text == "all":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"Expected for --probe-samples a number of 1 or more, or all; found {text!r}.")
+    return int(text)
+
+
+def journal_folder(output: str, cache: str | None, no_cache: bool) -> Path | None:
+    """Where answers are kept: beside the output if nothing is said, and nowhere if that is no file."""
+    if no_cache and cache is not None:
+        raise UsageError("Expected --cache or --no-cache, found both. Leave one out.")
+    if no_cache or (cache is None and is_special(Path(output))):
+        return None
+    return Path(cache) if cache is not None else Path(output).resolve().parent / ".onnxprune"
+
+
+@contextmanager
+def kept_answers(folder: Path | None) -> Iterator[None]:
+    """An interruption says that what was measured is kept, if it is."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder is None or not folder.is_dir():
+            raise
+        fail(f"Interrupted; nothing was written. What was measured is in {folder}: the same command goes on there.", 1)
