@@ -219,7 +219,7 @@ def run_again(
     while pending:
         name = pending.pop()
         maker = graph.makers.get(name)
-        if name in graph.constants or (maker is not None and maker.position in behind):
+        if is_constant(name, graph) or (maker is not None and maker.position in behind):
             continue
         if maker is None or (name in kept and maker.position not in moved):
             across.add(name)
@@ -229,13 +229,19 @@ def run_again(
     return behind, across
 
 
+def is_constant(name: str, graph: Graph) -> bool:
+    """Is the tensor stored in the model? A sparse one is, although it is none of the graph's constants."""
+    return name in graph.constants or (name not in graph.makers and name not in graph.input_shapes)
+
+
 def leading_to(graph: Graph, names: Set[str]) -> set[int]:
     """The nodes that these tensors are computed by."""
     found: set[int] = set()
     pending = list(names)
     while pending:
-        maker = graph.makers.get(pending.pop())
-        if maker is not None and maker.position not in found:
+        name = pending.pop()
+        maker = graph.makers.get(name)
+        if maker is not None and maker.position not in found and not is_constant(name, graph):
             found.add(maker.position)
             pending.extend(maker.reads)
     return found

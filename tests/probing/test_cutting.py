@@ -74,6 +74,13 @@ def test_shapes_are_computed_again() -> None:
     assert {"s", "n", "t3"} <= {couplings.graph.nodes[position].outputs[0] for position in cut.behind}
 
 
+def test_constants_are_no_nodes() -> None:
+    """A part has the constants it reads, in whatever form the model stores them."""
+    couplings, cut = cut_of(NETWORKS["constants in nodes"], "d")
+    positions = {*cut.before, *cut.behind}
+    assert "Constant" not in {couplings.graph.nodes[position].op_type for position in positions}
+
+
 def test_a_whole_cut_keeps_only_inputs() -> None:
     """And has every gate in the graph."""
     couplings = coupled(build(NETWORKS["residual stream"]))

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
+from onnx import SparseTensorProto, numpy_helper
 
 from onnxprune.coupling.couple import Couplings, Group
+from onnxprune.probing import engine as engine_module
 from onnxprune.probing import sizes
 from onnxprune.probing.calibration import Calibration, gather
 from onnxprune.probing.engine import Engine, Question
@@ -293,6 +295,15 @@ NETWORKS = {
         f = Gather<axis=0>(e, j)
         y = MatMul(f, w3[6,3])
     """,
+    "constants in nodes": """
+        a = Constant<value_floats=[0.5, -0.25, 1.0, 2.0, -1.0, 0.75, 0.1, 0.2]>()
+        b = Reshape(a, s1{1,8})
+        c = ReduceSum(x[N,5], s2{1})
+        d = MatMul(c, b)
+        e = Relu(d)
+        f = Constant<value = float[8,3] {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6}>()
+        y = MatMul(e, f)
+    """,
     "positions joined one by one": """
         a = MatMul(x[N,7,5], w1[5,6])
         b = Reshape(a, s1{0,7,3,2})
@@ -505,6 +516,32 @@ def test_half_precision() -> None:
         """)
     )
     assert_engines_agree(couplings, samples_for(couplings), "mse", tolerance=3e-3)
+
+
+def test_sparse_weights() -> None:
+    """A weight that is stored sparse is as constant as others."""
+    model = build(NETWORKS["two groups side by side"])
+    (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == "w4"]
+    model.graph.initializer.remove(weight)
+    values = numpy_helper.from_array(numpy_helper.to_array(weight).ravel(), "w4")
+    places = numpy_helper.from_array(np.arange(len(values.raw_data) // 4))
+    model.graph.sparse_initializer.append(SparseTensorProto(values=values, indices=places, dims=weight.dims))
+    couplings = coupled(model)
+    assert exact(couplings)
+    assert_engines_agree(couplings, samples_for(couplings), "mse")
+
+
+def test_what_is_not_the_models_loss_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where open gates do not give the model's own loss, the whole model is run instead."""
+    couplings = coupled(build(NETWORKS["residual stream"]))
+    calibration = samples_for(couplings)
+    loss = prepare_loss(couplings.graph, calibration, "mse")
+    asked = [one for group in exact(couplings) for one in questions_about(group)]
+    expected = {one.question.key: one for one in answers(couplings, calibration, loss, asked, whole=True)}
+    with Engine(couplings, calibration, loss, Means(jobs=1)) as engine:
+        assert any(one != expected[one.question.key] for one in engine.answers(asked))
+        monkeypatch.setattr(engine_module, "SAME_LOSS", -1.0)
+        assert all(one == expected[one.question.key] for one in engine.answers(asked))
 
 
 def test_one_sample() -> None:
