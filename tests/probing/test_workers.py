@@ -37,8 +37,6 @@ Found = dict[tuple[str, str], tuple[float, float]]
 @pytest.fixture(autouse=True)
 def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks of four channels each, sent to workers although they are small."""
-    timed = engine.timed
-    monkeypatch.setattr(engine, "timed", lambda *given: (1.0, timed(*given)[1]))
     monkeypatch.setattr(engine.Engine, "_probe_seconds", lambda *_: 0.5)
     monkeypatch.setattr(engine, "SERIAL_SECONDS", 0.0)
 
@@ -134,6 +132,13 @@ def test_threads_elsewhere_do_not_take_the_lab_from_each_other(here: Found) -> N
     with ThreadPoolExecutor(4) as executor:
         for _ in range(3):
             assert scores(Means(executor=Sending(executor, far=True))) == here
+
+
+def test_tasks_of_any_size_find_the_same(here: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a probe is thought to take changes no bit."""
+    for seconds in (0.01, 1.0, 60.0):
+        monkeypatch.setattr(engine, "TASK_SECONDS", seconds)
+        assert scores(Means(jobs=1)) == here
 
 
 def test_later_questions_find_the_same(here: Found) -> None:
