@@ -304,6 +304,27 @@ NETWORKS = {
         f = Constant<value = float[8,3] {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6}>()
         y = MatMul(e, f)
     """,
+    "tokens": """
+        a = Gather(w0[20,8], int64 x[N,6])
+        s = Shape(x)
+        n = Gather<axis=0>(s, i0[]{1})
+        r = Range(i1[]{0}, n, i2[]{1})
+        b = Gather(w1[6,8], r)
+        c = Add(a, b)
+        d = MatMul(c, w2[8,16])
+        e = Relu(d)
+        f = MatMul(e, w3[16,8])
+        g = Add(c, f)
+        h = MatMul(g, w4[8,4])
+        y = ReduceMean<keepdims=0>(h, axes{1})
+    """,
+    "a group against itself": """
+        a = MatMul(x[N,7,5], w1[5,8])
+        b = Transpose<perm=[0,2,1]>(a)
+        c = MatMul(a, b)
+        d = MatMul(c, a)
+        y = MatMul(d, w2[8,3])
+    """,
     "positions joined one by one": """
         a = MatMul(x[N,7,5], w1[5,6])
         b = Reshape(a, s1{0,7,3,2})
@@ -412,6 +433,18 @@ NETWORKS |= {
         >
         e = Relu(d)
         y = MatMul(e, w4[6,3])
+    """,
+    "If beside another reader": """
+        a = MatMul(x[N,5], w1[5,8])
+        b = Relu(a)
+        t = Greater(z1[]{1.0}, z2[]{-100.0})
+        c = MatMul(b, w2[8,6])
+        d = If(t) <
+            then_branch = one () => (float[N,6] t1) { t1 = Tanh(c) },
+            else_branch = other () => (float[N,6] t2) { t2 = Neg(c) }
+        >
+        e = Add(c, d)
+        y = MatMul(e, w3[6,3])
     """,
     "If before": """
         h = MatMul(x[N,5], w1[5,6])
