@@ -57,9 +57,7 @@ effort_options = several(
     click.option("--jobs", type=POSITIVE, help="Processes that probe. Default: one for each core."),
     click.option("--memory", metavar="BYTES", help="What they may take together: 4GB. Default: half of what is free."),
     click.option("--provider", default=CPU, show_default=True, help="Where ONNX Runtime runs the probes."),
-    click.option(
-        "--cache", type=click.Path(), metavar="DIR", help="Journal of what is measured. Default: beside OUT."
-    ),
+    click.option("--cache", type=click.Path(), metavar="DIR", help="Journal of what is measured. Default: beside OUT."),
     click.option("--no-cache", is_flag=True, help="Neither use nor write a journal."),
 )
 """How much is measured, with what, and where answers are kept."""

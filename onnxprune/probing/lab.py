@@ -7,6 +7,8 @@ process elsewhere gets the folder's contents once and keeps them.
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 import threading
 import uuid
@@ -15,10 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 from onnx import ModelProto, StringStringEntryProto, TensorProto
 
 from onnxprune.reading.graph import Constant
 
+FOLDER = "onnxprune-"
+"""How the names of labs' folders begin; the number of their process follows."""
+KEPT = "kept."
+"""How the names of files begin that hold what comes across cuts."""
 WEIGHTS = "weights.bin"
 STORED_BYTES = 1024
 """Constants below this size are written into each part that reads them."""
@@ -38,7 +45,7 @@ class Lab:
     """The folder while it is being filled and used; it goes with the `with` block."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
+        self._folder = own_folder()
         self._key, self._files = uuid.uuid4().hex, 0
         self._stored: dict[str, tuple[int, int]] = {}
         self._end = 0
@@ -92,8 +99,9 @@ class Lab:
         return start, len(raw)
 
     def contents(self) -> dict[str, bytes]:
-        """Every file, for a process that cannot see the folder."""
-        return {path.name: path.read_bytes() for path in sorted(self.path.iterdir())}
+        """What a process needs that cannot see the folder; what comes across cuts it computes for itself."""
+        needed = (path for path in sorted(self.path.iterdir()) if not path.name.startswith(KEPT))
+        return {path.name: path.read_bytes() for path in needed}
 
 
 def raw_bytes(constant: Constant) -> bytes | None:
@@ -106,6 +114,15 @@ def raw_bytes(constant: Constant) -> bytes | None:
     return None if constant.array().dtype.isbuiltin != 1 else np.ascontiguousarray(constant.array()).tobytes()
 
 
+def own_folder() -> tempfile.TemporaryDirectory[str]:
+    """A new folder of this process; those that dead processes have left are removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        owner = left.name.removeprefix(FOLDER).partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"{FOLDER}{os.getpid()}-", ignore_cleanup_errors=True)
+
+
 _unpacked: dict[str, tempfile.TemporaryDirectory[str]] = {}
 _unpacking = threading.Lock()
 
@@ -116,7 +133,7 @@ def folder_of(room: Room, contents: Mapping[str, bytes] | None) -> Path | None:
         return Path(room.folder)
     with _unpacking:  # a worker may have several threads
         if room.key not in _unpacked and contents is not None:
-            folder = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
+            folder = own_folder()
             for name, content in contents.items():
                 (Path(folder.name) / name).write_bytes(content)
             _unpacked.clear()  # labs of earlier runs are not needed any more

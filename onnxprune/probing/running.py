@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxprune.probing.calibration import Calibration
 from onnxprune.probing.cutting import Across
-from onnxprune.probing.lab import Room, folder_of
+from onnxprune.probing.lab import KEPT, Room, folder_of
 from onnxprune.probing.losses import Loss, target_name, user_losses
 from onnxprune.probing.splitting import SINK_DATA, SINK_WEIGHT
 from onnxprune.reading.observing import Session, session_for
@@ -372,7 +372,7 @@ def moved(array: np.ndarray, closing: Closing) -> np.ndarray:
 
 def kept_file(number: int | None, portion: int) -> str:
     """The file in the lab for what a tensor is on a portion of the samples."""
-    return f"kept.{number}.{portion}.npy"
+    return f"{KEPT}{number}.{portion}.npy"
 
 
 @lru_cache(maxsize=2)

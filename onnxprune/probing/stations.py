@@ -157,8 +157,10 @@ class Stations:
             return
         wanted = tuple(sorted(names))
         making = Cut(tuple(sorted(leading_to(graph, names))), (), tuple(Across(name, None, True) for name in wanted))
-        self._lab.add_part("kept", part_before(graph, making, self._lab.store))
-        before = session_for(str(self._lab.path / "kept.onnx"), threads=setting.threads, provider=setting.provider)
+        self._lab.add_part("all.before", part_before(graph, making, self._lab.store))
+        before = session_for(
+            str(self._lab.path / "all.before.onnx"), threads=setting.threads, provider=setting.provider
+        )
         self._kept |= {name: next(self._numbers) for name in wanted}
         for number, samples in enumerate(self._calibration.batches(self._rows)):
             feed = self._calibration.at(self._calibration.filled(samples))
