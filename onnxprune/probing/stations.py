@@ -94,7 +94,9 @@ class Stations:
         portions = tuple(self._calibration.batches(self._rows))
         kept = {one.name: self._kept[one.name] for one in station.split.across if one.name in self._kept}
         split, checks = replace(station.split, kept=kept), self._loss.user is not None
-        return Task(self._lab.room, self._setting, split, tuple(probes), portions, station.probes_a_run, checks)
+        runs = -(-len(probes) // station.probes_a_run)
+        in_each = -(-len(probes) // runs)  # no run that is nearly empty
+        return Task(self._lab.room, self._setting, split, tuple(probes), portions, in_each, checks)
 
     def _fill(self) -> Setting:
         """Write the samples and what the loss compares with into the lab."""
