@@ -49,7 +49,7 @@ def curves_of(
         loss,
         shares=shares,
         repair=repair,
-        samples=None,
+        samples=SAMPLES,
         means=Means(jobs=1),
     )
 
