@@ -22,8 +22,9 @@ from onnxprune.probing.asking import Progress
 from onnxprune.probing.calibration import Data, collected, describe, given_shapes
 from onnxprune.probing.losses import LossName, UserLoss, outputs_of
 from onnxprune.probing.means import Means
-from onnxprune.probing.probe import PROBE_SAMPLES, few_samples, sensitivities, step
+from onnxprune.probing.probe import few_samples, sensitivities, step
 from onnxprune.probing.proxies import chances, magnitudes
+from onnxprune.probing.samples import Samples, sample_count
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit, load_scores
 from onnxprune.reading.observing import CPU
 from onnxprune.reading.read import Model, read
@@ -95,7 +96,7 @@ def prune(
     labels: str = "labels",
     delta: float | None = None,
     order: int = 1,
-    probe_samples: int | None = PROBE_SAMPLES,
+    probe_samples: Samples = "auto",
     jobs: int | None = None,
     memory: int | str | None = None,
     provider: str = CPU,
@@ -132,7 +133,8 @@ def prune(
         labels: name of the array with the labels in `data`.
         delta: how far a gate closes, in (0, 1]; 1 (the default) measures removal, a small number the derivative.
         order: 1, or 2 to score by second derivatives, whose delta is 0.05 if nothing is said.
-        probe_samples: samples the probes run on, those on which the model hesitates most; None for all.
+        probe_samples: how many samples probes run on, those that tell most: a number, "all", or "auto": 32, and more
+            where that costs little.
         jobs: processes that probe at most; None: one for each core.
         memory: what they may take together, in bytes or "4GB"; None: half of what is free.
         provider: execution provider of ONNX Runtime for the probes.
@@ -157,12 +159,11 @@ def prune(
     means = Means(jobs, memory, threads, provider, executor)
     if criterion not in get_args(Criterion):
         raise UsageError(f"Expected a criterion among {', '.join(get_args(Criterion))}, found {criterion!r}.")
-    if probe_samples is not None and probe_samples < 1:
-        raise UsageError(f"Expected to probe on 1 sample or more, or on all (None), found {probe_samples}.")
     with clock.stage("read and couple"):
         arrays = collected(data)
         couplings = couple(read(model, input_shapes=given_shapes(arrays)))
         groups = groups_to_prune(couplings, limits)
+        count = sample_count(probe_samples, couplings, sum(group.size for group in groups))
         if isinstance(scores, str | os.PathLike):
             scores = load_scores(scores, couplings)
     with clock.stage("run the original"):
@@ -176,9 +177,7 @@ def prune(
         elif criterion == "random":
             scores = chances(couplings, groups, seed)
         else:
-            some, prepared = few_samples(
-                couplings, session.calibration, loss, probe_samples, means, outputs=session.outputs
-            )
+            some, prepared = few_samples(couplings, session.calibration, loss, count, means, outputs=session.outputs)
             scores, found = sensitivities(couplings, some, prepared, groups, delta, order, means, cache, progress)
             notes.extend(found.notes)
     with clock.stage("choose and rewrite"):

@@ -23,7 +23,7 @@ from onnxprune.cli.options import (
     kept_answers,
     loss_option,
     probe_options,
-    sample_count,
+    samples_said,
     selection_options,
 )
 from onnxprune.cli.terminal import fail, progress_bar, stdout_console
@@ -33,9 +33,10 @@ from onnxprune.files import check_target, is_same, is_special, write_whole
 from onnxprune.pipeline import PruneResult, compare, prune
 from onnxprune.pipeline import apply as apply_plan
 from onnxprune.probing.calibration import Calibration, collected, gather, given_shapes
-from onnxprune.probing.curves import curves_on
+from onnxprune.probing.curves import SHARES, curves_on
 from onnxprune.probing.probe import few_samples, sensitivities, step
 from onnxprune.probing.proxies import magnitudes
+from onnxprune.probing.samples import sample_count
 from onnxprune.probing.sensitivities import load_scores
 from onnxprune.reading.read import load, read
 from onnxprune.reporting import tables
@@ -132,9 +133,9 @@ def prune_command(
 ) -> None:
     """Prune the model IN and write OUT."""
     check_files(read=(source, data, scores), written=(target, plan, json_file))
-    count, folder = None if precise else sample_count(probe_samples), journal_folder(target, cache, no_cache)
+    samples, folder = samples_said(probe_samples, precise), journal_folder(target, cache, no_cache)
     with progress_bar(quiet) as progress, kept_answers(folder):
-        result = prune(source, data, scores=scores, progress=progress, probe_samples=count, cache=folder, **options)
+        result = prune(source, data, scores=scores, progress=progress, probe_samples=samples, cache=folder, **options)
     write_result(result, target, plan, json_file)
     show_result(result, target, quiet)
 
@@ -203,8 +204,9 @@ def sensitivity_command(
     check_files(read=(source, data), written=(output,))
     effort, delta = effort_of(output, **effort_options), step(delta, order)
     couplings, calibration, groups = studied(source, data, labels, seed, only, skip)
+    count = sample_count(effort.samples, couplings, sum(group.size for group in groups))
     with progress_bar(quiet) as progress, kept_answers(effort.cache):
-        some, prepared = few_samples(couplings, calibration, loss, effort.samples, effort.means)
+        some, prepared = few_samples(couplings, calibration, loss, count, effort.means)
         scores, found = sensitivities(
             couplings, some, prepared, groups, delta, order, effort.means, effort.cache, progress
         )
@@ -241,8 +243,9 @@ def curves_command(
     effort = effort_of(output, **effort_options)
     couplings, calibration, groups = studied(source, data, labels, seed, only, skip)
     ordered = load_scores(scores, couplings) if scores else magnitudes(couplings, groups)
+    count = sample_count(effort.samples, couplings, len(SHARES) * len(groups))
     with progress_bar(quiet) as progress, kept_answers(effort.cache):
-        some, prepared = few_samples(couplings, calibration, loss, effort.samples, effort.means)
+        some, prepared = few_samples(couplings, calibration, loss, count, effort.means)
         curves, found = curves_on(
             couplings, some, prepared, groups, ordered, means=effort.means, cache=effort.cache, progress=progress
         )

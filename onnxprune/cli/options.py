@@ -15,7 +15,7 @@ from onnxprune.cli.terminal import fail
 from onnxprune.errors import UsageError
 from onnxprune.files import is_special
 from onnxprune.probing.means import Means
-from onnxprune.probing.probe import PROBE_SAMPLES
+from onnxprune.probing.samples import Samples
 from onnxprune.reading.observing import CPU
 
 NATURAL = click.IntRange(min=0)
@@ -48,10 +48,10 @@ selection_options = several(
 effort_options = several(
     click.option(
         "--probe-samples",
-        default=str(PROBE_SAMPLES),
+        default="auto",
         show_default=True,
-        metavar="N|all",
-        help="Samples that probes run on: those that tell most.",
+        metavar="N|auto|all",
+        help="Samples that probes run on, those that tell most. auto: 32, and more where that costs little.",
     ),
     click.option("--precise", is_flag=True, help="Measure on all samples: --probe-samples all."),
     click.option("--jobs", type=POSITIVE, help="Processes that probe. Default: one for each core."),
@@ -85,7 +85,7 @@ def loss_option(default: str) -> Decorator[Any]:
 class Effort:
     """What the effort options say."""
 
-    samples: int | None
+    samples: Samples
     means: Means
     cache: Path | None
 
@@ -103,16 +103,18 @@ def effort_of(
     threads: int,
 ) -> Effort:
     """The effort for a command that writes `output`."""
-    samples = None if precise else sample_count(probe_samples)
+    samples = samples_said(probe_samples, precise)
     return Effort(samples, Means(jobs, memory, threads, provider), journal_folder(output, cache, no_cache))
 
 
-def sample_count(text: str) -> int | None:
-    """A number of samples; None for all."""
-    if text == "all":
-        return None
+def samples_said(text: str, precise: bool) -> Samples:
+    """A number of samples, "auto" or "all"."""
+    if precise or text == "all":
+        return "all"
+    if text == "auto":
+        return "auto"
     if not text.isdigit() or int(text) < 1:
-        raise UsageError(f"Expected for --probe-samples a number of 1 or more, or all; found {text!r}.")
+        raise UsageError(f"Expected for --probe-samples a number of 1 or more, auto or all; found {text!r}.")
     return int(text)
 
 

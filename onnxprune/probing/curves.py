@@ -22,8 +22,9 @@ from onnxprune.probing.calibration import Calibration, Data, gather
 from onnxprune.probing.engine import Question
 from onnxprune.probing.losses import Loss, LossName, UserLoss
 from onnxprune.probing.means import Means
-from onnxprune.probing.probe import PROBE_SAMPLES, few_samples
+from onnxprune.probing.probe import few_samples
 from onnxprune.probing.running import Probe
+from onnxprune.probing.samples import Samples, sample_count
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, finite
 from onnxprune.reading.records import STRICT, json_text
 
@@ -80,7 +81,7 @@ def width_curves(
     groups: Sequence[Group] | None = None,
     shares: Sequence[float] = SHARES,
     repair: Repair | None = None,
-    samples: int | None = PROBE_SAMPLES,
+    samples: Samples = "auto",
     means: Means | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -98,8 +99,9 @@ def width_curves(
         means: what probing may use.
     """
     means = means or Means()
-    some, loss = few_samples(couplings, gather(couplings.graph, data), loss, samples, means)
     chosen = [couplings.group(entry.name) for entry in scores.groups] if groups is None else list(groups)
+    count = sample_count(samples, couplings, len(shares) * len(chosen))
+    some, loss = few_samples(couplings, gather(couplings.graph, data), loss, count, means)
     return curves_on(
         couplings,
         some,

@@ -23,7 +23,7 @@ from onnxprune.probing.means import Means
 from onnxprune.probing.running import Probe, Task, run_task, sessions
 from onnxprune.probing.sizes import rows_of_the_model
 from onnxprune.probing.stations import Key, Stations
-from onnxprune.probing.workers import Results, run_here, run_in_processes, run_on
+from onnxprune.probing.workers import Results, run_elsewhere, run_here, run_in_processes
 from onnxprune.reading.observing import Session, session_for
 from onnxprune.rules.axes import Dim
 
@@ -168,7 +168,7 @@ class Engine:
     def _run(self, tasks: dict[int, Task], work: float) -> Results:
         processes = self.processes(work)
         if self._means.executor is not None:
-            return run_on(self._means.executor, tasks, self._lab, processes)
+            return run_elsewhere(self._means.executor, tasks, self._lab, self._means.tasks_at_once)
         return run_here(tasks) if processes == 1 else run_in_processes(tasks, self._lab, processes)
 
     def _checked(self, key: Key, task: Task, losses: np.ndarray) -> np.ndarray:

@@ -6,12 +6,19 @@ import os
 import re
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnxruntime as ort
 import psutil
 
 from onnxprune.errors import UsageError
 from onnxprune.reading.observing import CPU
+
+TASKS_A_WORKER = 2
+"""Tasks sent for each worker: one to run and one to take up at once."""
+
+TASKS_ELSEWHERE = 128
+"""Tasks sent to an executor that does not say how many workers it has."""
 
 MEMORY_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -24,7 +31,8 @@ class Means:
     Args:
         jobs: worker processes at most, each with `threads` threads; None: one for each core. Small models are probed in
             this process, where starting others would take longer.
-        memory: bytes that all processes together may take, or "4GB"; None: half of what is free.
+        memory: bytes that all processes together may take, or "4GB"; None: half of what is free here. Where an executor
+            does not say how many workers it has, each of them may take so much.
         threads: of ONNX Runtime in one process; 0: one.
         provider: execution provider of ONNX Runtime; what it cannot run falls back to the CPU's.
         executor: runs the probes instead of processes of our own: any `concurrent.futures.Executor`, such as that of a
@@ -54,18 +62,28 @@ class Means:
 
     @property
     def processes(self) -> int:
-        """How many probe at once."""
+        """How many share the memory: jobs, or an executor's workers as far as they are known."""
         if self.executor is not None:
-            return int(getattr(self.executor, "_max_workers", None) or os.cpu_count() or 1)
-        return self.jobs or (physical_cores() if self.provider == CPU else 1)
+            return self._workers or 1
+        return self.jobs or (usable_cores() if self.provider == CPU else 1)
 
     @property
+    def tasks_at_once(self) -> int:
+        """How many tasks may be sent before answers come: some for each worker, many where nobody knows how many."""
+        known = self._workers if self.executor is not None else self.processes
+        return known * TASKS_A_WORKER if known else TASKS_ELSEWHERE
+
+    @property
+    def _workers(self) -> int:
+        return int(getattr(self.executor, "_max_workers", None) or 0)
+
+    @cached_property
     def bytes(self) -> int:
         """What all processes together may take."""
         return psutil.virtual_memory().available // 2 if self.memory is None else memory_amount(self.memory)
 
 
-def physical_cores() -> int:
+def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

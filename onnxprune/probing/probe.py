@@ -23,13 +23,10 @@ from onnxprune.probing.engine import Question
 from onnxprune.probing.losses import Loss, LossName, UserLoss, losses_from, outputs_of, prepare_loss
 from onnxprune.probing.means import Means
 from onnxprune.probing.running import Probe
-from onnxprune.probing.samples import telling_samples
+from onnxprune.probing.samples import Samples, sample_count, telling_samples
 from onnxprune.probing.sensitivities import Sensitivities, sensitivities_of
 from onnxprune.probing.sizes import rows_of_the_model
 from onnxprune.reading.observing import CPU
-
-PROBE_SAMPLES = 32
-"""Samples that probes run on if nothing is said."""
 
 
 def probe(
@@ -38,7 +35,7 @@ def probe(
     loss: LossName | UserLoss | Loss = "distance",
     *,
     groups: Sequence[Group] | None = None,
-    samples: int | None = PROBE_SAMPLES,
+    samples: Samples = "auto",
     delta: float | None = None,
     order: int = 1,
     jobs: int | None = None,
@@ -57,7 +54,8 @@ def probe(
         data: the samples, in any form that `prune` takes.
         loss: as `prune` takes it, or one that was prepared for these samples.
         groups: which groups to measure; all exact ones by default.
-        samples: how many of the samples the loss is averaged over, those that tell most; None: all of them.
+        samples: how many of the samples the loss is averaged over, those that tell most: a number, "all", or "auto":
+            32, and more where that costs little.
         delta: how far a gate closes: 1 is removal (the default), a small number gives the derivative by central
             differences. Of second derivatives the default is 0.05.
         order: 1, or 2 for the second derivative, by the difference L(1 - δ) - 2 L(1) + L(1 + δ) over δ².
@@ -71,8 +69,9 @@ def probe(
     """
     delta = step(delta, order)
     means = Means(jobs, memory, threads, provider, executor)
-    some, loss = few_samples(couplings, gather(couplings.graph, data), loss, samples, means)
     chosen = [group for group in couplings.groups if group.exact] if groups is None else list(groups)
+    count = sample_count(samples, couplings, sum(group.size for group in chosen))
+    some, loss = few_samples(couplings, gather(couplings.graph, data), loss, count, means)
     return sensitivities(couplings, some, loss, chosen, delta, order, means, cache, progress)[0]
 
 
@@ -116,7 +115,7 @@ def few_samples(
     couplings: Couplings,
     calibration: Calibration,
     loss: LossName | UserLoss | Loss,
-    count: int | None,
+    count: int,
     means: Means,
     *,
     outputs: Mapping[str, np.ndarray] | None = None,
@@ -126,7 +125,7 @@ def few_samples(
     found = outputs or outputs_of(model, calibration, batch=rows, threads=means.threads)
     if not isinstance(loss, Loss):
         loss = prepare_loss(couplings.graph, calibration, loss, reference=found)
-    few = telling_samples(loss, found, len(calibration) if count is None else count)
+    few = telling_samples(loss, found, count)
     return calibration.only(few), loss.only(few)
 
 

@@ -15,14 +15,44 @@ The scores of 1,024 other samples agree with those of the 512 no better: 0.92 fo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
+from onnxprune.coupling.couple import Couplings
+from onnxprune.errors import UsageError
 from onnxprune.probing.losses import Loss
 
 NUMBERS_COMPARED = 4096
 """How many numbers of an output tell samples from each other."""
+
+
+FEWEST = 32
+"""Samples that probes run on at least, if there are as many."""
+
+CHEAP_MACS = 5e10
+"""As long as running the whole model for every channel takes no more than this, more samples are taken."""
+
+Samples = int | Literal["auto", "all"]
+"""How many samples: a number, all, or as many as cost little and `FEWEST` at least."""
+
+
+def sample_count(samples: Samples, couplings: Couplings, channels: int) -> int:
+    """
+    How many samples are meant, for probes of so many channels.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if samples == "all":
+        return sys.maxsize
+    if samples == "auto":
+        return max(FEWEST, int(CHEAP_MACS / max(1.0, channels * couplings.costs.macs.at({}))))
+    if not isinstance(samples, int) or samples < 1:
+        raise UsageError(f"Expected a number of samples of 1 or more, auto or all, found {samples!r}.")
+    return samples
 
 
 def telling_samples(loss: Loss, outputs: Mapping[str, np.ndarray], count: int) -> np.ndarray:

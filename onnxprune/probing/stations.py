@@ -36,10 +36,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Station:
-    """A cut in the lab, how many of its probes share a run, and what part of the model runs for each."""
+    """A cut in the lab, whether its probes may share runs, and what part of the model runs for each."""
 
     split: Split
-    probes_a_run: int
+    shares_runs: bool
     share: float
 
 
@@ -94,7 +94,8 @@ class Stations:
         portions = tuple(self._calibration.batches(self._rows))
         kept = {one.name: self._kept[one.name] for one in station.split.across if one.name in self._kept}
         split, checks = replace(station.split, kept=kept), self._loss.user is not None
-        runs = -(-len(probes) // station.probes_a_run)
+        fitting = max(1, self._rows // len(self._calibration)) if station.shares_runs else 1
+        runs = -(-len(probes) // fitting)
         in_each = -(-len(probes) // runs)  # no run that is nearly empty
         return Task(self._lab.room, self._setting, split, tuple(probes), portions, in_each, checks)
 
@@ -129,8 +130,7 @@ class Stations:
             free=key.free,
         )
         shares_runs = self._rows_are_free and cut.shares_runs and not key.free and not key.whole
-        many = max(1, self._rows // len(self._calibration)) if shares_runs else 1
-        return Station(split, many, share_of(couplings, cut.behind))
+        return Station(split, shares_runs, share_of(couplings, cut.behind))
 
     def _taking(self, name: str, sink: Sink, cut: Cut, dims: Sequence[Dim]) -> Taking:
         """Write the sink alone and its constant into the lab."""

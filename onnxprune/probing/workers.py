@@ -13,13 +13,11 @@ from loky import ProcessPoolExecutor
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.probing.lab import Lab
+from onnxprune.probing.means import TASKS_A_WORKER
 from onnxprune.probing.running import Task, run_task
 
 RESTARTS = 2
 """How often workers of our own that died are replaced before it is given up."""
-
-WAITING_TASKS = 2
-"""Tasks sent for each worker: one to run and one to take up at once."""
 
 Results = Iterator[tuple[int, np.ndarray]]
 
@@ -38,7 +36,7 @@ def run_in_processes(tasks: Mapping[int, Task], lab: Lab, processes: int) -> Res
     for attempt in range(RESTARTS + 1):
         try:
             with pool(processes) as executor:
-                for number, losses in run_on(executor, dict(left), lab, processes):
+                for number, losses in run_on(executor, dict(left), lab, TASKS_A_WORKER * processes):
                     del left[number]
                     yield number, losses
             return
@@ -48,6 +46,17 @@ def run_in_processes(tasks: Mapping[int, Task], lab: Lab, processes: int) -> Res
                     f"Worker processes died {RESTARTS + 1} times. There may be too little memory: give --jobs 1, "
                     "or less with --memory."
                 ) from None
+
+
+def run_elsewhere(executor: Executor, tasks: Mapping[int, Task], lab: Lab, at_once: int) -> Results:
+    """On an executor of the user's own."""
+    try:
+        yield from run_on(executor, tasks, lab, at_once)
+    except BrokenExecutor as failure:
+        raise OnnxPruneError(
+            f"The executor broke: {str(failure).splitlines()[0] if str(failure) else type(failure).__name__} "
+            "Make another one; what was measured is kept if there is a cache."
+        ) from None
 
 
 @contextmanager
@@ -61,14 +70,14 @@ def pool(processes: int) -> Iterator[Executor]:
         executor.shutdown(wait=True, kill_workers=True)
 
 
-def run_on(executor: Executor, tasks: Mapping[int, Task], lab: Lab, processes: int) -> Results:
+def run_on(executor: Executor, tasks: Mapping[int, Task], lab: Lab, at_once: int) -> Results:
     """On an executor, a few tasks at a time; a worker that has not got the lab gets its contents with the task."""
     left = iter(tasks.items())
     running: dict[Future[np.ndarray | None], int] = {}
     contents: dict[str, bytes] | None = None
     try:
         while True:
-            for number, task in islice(left, max(0, processes * WAITING_TASKS - len(running))):
+            for number, task in islice(left, max(0, at_once - len(running))):
                 running[executor.submit(run_task, task)] = number
             if not running:
                 return

@@ -244,7 +244,7 @@ def test_sensitivity_writes_scores_that_prune_alike(done: Run) -> None:
     """Measured once, used again: the same model comes out."""
     outcome = done("sensitivity model.onnx --data data.npz -o scores.json")
     assert "/hidden/Gemm" in outcome.out
-    assert "kl, 32 samples, delta 1; written to scores.json" in outcome.out
+    assert "kl, 64 samples, delta 1; written to scores.json" in outcome.out
     done("model.onnx direct.onnx --data data.npz --macs 50%")
     done("model.onnx scored.onnx --data data.npz --macs 50% --scores scores.json")
     assert Path("direct.onnx").read_bytes() == Path("scored.onnx").read_bytes()

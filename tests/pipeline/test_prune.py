@@ -262,7 +262,7 @@ def test_the_package_is_typed() -> None:
         ({"criterion": "taste"}, "Expected a criterion among sensitivity, magnitude, random, found 'taste'"),
         ({"loss": "hinge"}, "Expected a loss among distance, auto, cross-entropy, mse, kl, found 'hinge'"),
         ({"delta": 0}, "Expected a delta above 0 and up to 1, found 0"),
-        ({"probe_samples": 0}, "Expected to probe on 1 sample or more, or on all (None), found 0"),
+        ({"probe_samples": 0}, "Expected a number of samples of 1 or more, auto or all, found 0"),
         ({"seed": -1, "criterion": "random"}, "Expected a seed of 0 or more, found -1"),
         ({"macs": "lots"}, "Expected for macs a share up to 100%"),
         ({"only": ["nothing"]}, "--only 'nothing' matches no group and no layer"),

@@ -22,7 +22,7 @@ from onnxprune.probing import engine, workers
 from onnxprune.probing.calibration import gather
 from onnxprune.probing.engine import Engine
 from onnxprune.probing.losses import UserLoss, prepare_loss
-from onnxprune.probing.means import Means
+from onnxprune.probing.means import TASKS_A_WORKER, Means
 from onnxprune.probing.running import Task
 from tests.bundled import bundled, digits
 from tests.probing.engines import exact, question
@@ -119,7 +119,7 @@ def test_workers_elsewhere_get_the_lab_and_keep_it(here: Found, spawned: Process
     """Its contents go only with the tasks that a worker has before it has them: one that runs, and one that waits."""
     sending = Sending(spawned, far=True)
     assert_close(scores(Means(executor=sending)), here)
-    assert 1 <= sending.contents <= 2 * workers.WAITING_TASKS < TASKS
+    assert 1 <= sending.contents <= 2 * TASKS_A_WORKER < TASKS
 
 
 def test_workers_elsewhere_get_what_was_added_to_the_lab(here: Found, spawned: ProcessPoolExecutor) -> None:
@@ -202,7 +202,7 @@ from tests.bundled import bundled, digits
 engine.SERIAL_SECONDS, engine.TASK_SECONDS = 0.0, 0.01
 name = "resnet_torchscript"
 going = lambda what, done, total: print("going" if done else "ready", flush=True)
-probe(bundled(name), digits(name, 64), "mse", samples=None, jobs=2, progress=going)
+probe(bundled(name), digits(name, 64), "mse", samples="all", jobs=2, progress=going)
 print("done")
 """
 
