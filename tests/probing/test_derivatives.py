@@ -71,7 +71,7 @@ def test_central_differences_give_the_derivative(name: str) -> None:
     """
     Over δ = 0.004 the scores of every group are minus dL/dg to 1 %, and each to 1 % of the group's largest.
 
-    Two groups lie apart by 1.5 and 1.9 % over δ = 0.001, where rounding prevails: derivatives of 0.01 and less. Over
+    Three groups lie apart by 1.5 to 1.9 % over δ = 0.001, where rounding prevails: derivatives below 0.01. Over
     wider steps it is the kinks of the residual networks: 0.9 % over 0.01. Of a single derivative that is much smaller
     than the largest either can be a large part.
     """
