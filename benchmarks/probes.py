@@ -1,15 +1,15 @@
 """
 What channel sensitivities cost, and what those of a few samples are worth beside those of all.
 
-    python benchmarks/probes.py               # three trained models, about a minute
+    python benchmarks/probes.py               # four trained models, about two minutes
     python benchmarks/probes.py --resnet18    # ResNet-18 on 256 images of 224 x 224 instead, several minutes
 
-The first compares ways to score every channel of a model with 512 calibration digits. *Naive* is a pass of the whole
-model over all digits for each channel; costs are CPU seconds of one process with one thread, as a share of naive and as
-a multiple of one forward and backward pass (of the same network in PyTorch, where that can be imported). *All* is the
-engine on all digits, so its scores are the exhaustive ones; the others take the samples that `probe` chooses, or the
-first ones. Their worth is the rank correlation with the exhaustive scores, over all channels together and as the mean
-over groups, and how much of the lowest 30 % and 50 % of the channels they have in common with them.
+The first compares ways to score every channel of a model with all its 1,000 calibration digits. *Naive* is a pass of
+the whole model over all digits for each channel; costs are CPU seconds of one process with one thread, as a share of
+naive and as a multiple of one forward and backward pass (of the same network in PyTorch, where that can be imported).
+*All* is the engine on all digits, so its scores are the exhaustive ones; the others take the samples that `probe`
+chooses, or the first ones. Their worth is the rank correlation with the exhaustive scores, over all channels together
+and as the mean over groups, and how much of the lowest 30 % and 50 % of the channels they have in common with them.
 
 ResNet-18 is filled with seeded weights, so only costs are measured there: with all cores, and with the peak of memory
 of all processes together, shared pages counted once (Linux only). Wall seconds include waiting for whatever else runs
@@ -38,6 +38,7 @@ import onnxprune
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration, gather
 from onnxprune.probing.losses import outputs_of
+from onnxprune.probing.samples import Samples
 from onnxprune.probing.sensitivities import Sensitivities
 from onnxprune.reading.observing import session_for
 
@@ -54,7 +55,11 @@ from seeded import fill  # noqa: E402
 
 BATCH = 64
 CNN_TARGETS = {"all": "cost <= 35 %", "32": "rank >= 0.99 at <= 2.5 %", "16": "rank >= 0.97 at <= 1.3 %"}
-TARGETS = {"vgg": CNN_TARGETS, "resnet20": CNN_TARGETS, "vit_torchscript": {"all": "cost <= 43 %"}}
+TARGETS = {
+    **dict.fromkeys(("vgg", "resnet20", "resnet_torchscript"), CNN_TARGETS),
+    "vit_torchscript": {"all": "cost <= 43 %"},
+}
+DIGITS = 1000
 IMAGES = 256
 
 
@@ -63,12 +68,13 @@ def main() -> None:
         measure_resnet18()
         return
     print(
-        f"{'model':<16}{'channels':>9}  {'samples':<9}{'CPU s':>8}{'of naive':>10}{'x fwd+bwd':>11}"
+        f"{'model':<20}{'channels':>9}  {'samples':<9}{'CPU s':>8}{'of naive':>10}{'x fwd+bwd':>11}"
         f"{'rank':>8}{'in group':>10}{'low 30 %':>10}{'low 50 %':>10}  target"
     )
-    for name, load in {"vgg": normalized, "resnet20": normalized, "vit_torchscript": plain}.items():
+    models = {"vgg": normalized, "resnet20": normalized, "resnet_torchscript": plain, "vit_torchscript": plain}
+    for name, load in models.items():
         folder = ROOT / "fixtures" / ("bench" if load is normalized else "")
-        measure(name, onnx.load(folder / f"{name}.onnx"), load(512))
+        measure(name, onnx.load(folder / f"{name}.onnx"), load(DIGITS))
 
 
 def normalized(count: int) -> np.ndarray:
@@ -95,7 +101,7 @@ def measure(name: str, model: ModelProto, digits: np.ndarray) -> None:
         times = f"{cost / backward:.2f}" if backward else "-"
         target = TARGETS[name].get(samples, "")
         print(
-            f"{name:<16}{channels:>9}  {samples:<9}{cost:>8.2f}{cost / naive:>10.2%}{times:>11}{worth:<38}  {target}",
+            f"{name:<20}{channels:>9}  {samples:<9}{cost:>8.2f}{cost / naive:>10.2%}{times:>11}{worth:<38}  {target}",
             flush=True,
         )
 
@@ -109,7 +115,7 @@ def measure(name: str, model: ModelProto, digits: np.ndarray) -> None:
     row("first 16", cost, worth_of(scores, exhaustive))
 
 
-def probed(couplings: Couplings, calibration: Calibration, samples: int | None = None) -> Sensitivities:
+def probed(couplings: Couplings, calibration: Calibration, samples: Samples = "all") -> Sensitivities:
     return onnxprune.probe(couplings, calibration, samples=samples, jobs=1, threads=1)
 
 

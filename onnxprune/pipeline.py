@@ -20,8 +20,8 @@ from onnxprune.errors import ModelError, TargetError, UsageError, VerificationEr
 from onnxprune.files import check_target
 from onnxprune.probing.asking import Progress
 from onnxprune.probing.calibration import Data, collected, describe, given_shapes
+from onnxprune.probing.engine.means import Means
 from onnxprune.probing.losses import LossName, UserLoss, outputs_of
-from onnxprune.probing.means import Means
 from onnxprune.probing.probe import few_samples, sensitivities, step
 from onnxprune.probing.proxies import chances, magnitudes
 from onnxprune.probing.samples import Samples, sample_count
@@ -132,7 +132,7 @@ def prune(
             that returns one float per sample.
         labels: name of the array with the labels in `data`.
         delta: how far a gate closes, in (0, 1]; 1 (the default) measures removal, a small number the derivative.
-        order: 1, or 2 to score by second derivatives, whose delta is 0.05 if nothing is said.
+        order: 1, or 2 to score by second derivatives, whose delta is 0.1 if nothing is said.
         probe_samples: how many samples probes run on, those that tell most: a number, "all", or "auto": 32, and more
             where that costs little.
         jobs: processes that probe at most; None: one for each core.

@@ -21,7 +21,7 @@ STAGES = (
 BUILDERS = {
     "reading/graph.py": "Constant nodes hold weights",
     "reading/observing.py": "adds nodes that measure, and zeros in place of weights",
-    "probing/splitting.py": "puts gates in front of sinks",
+    "probing/engine/splitting.py": "puts gates in front of sinks",
     "probing/losses.py": "builds the loss into the graph",
     "rewriting/editing.py": "adds Constant nodes to models of old IR versions",
     "rewriting/mending.py": "adds the factors that mend a size",

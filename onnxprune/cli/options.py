@@ -14,7 +14,7 @@ import click
 from onnxprune.cli.terminal import fail
 from onnxprune.errors import UsageError
 from onnxprune.files import is_special
-from onnxprune.probing.means import Means
+from onnxprune.probing.engine.means import Means
 from onnxprune.probing.samples import Samples
 from onnxprune.reading.observing import CPU
 

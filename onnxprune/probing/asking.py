@@ -9,10 +9,10 @@ from pathlib import Path
 
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration
-from onnxprune.probing.engine import Answer, Engine, Question
+from onnxprune.probing.engine.engine import Answer, Engine, Question
+from onnxprune.probing.engine.means import Means
 from onnxprune.probing.journal import Entry, Journal, journal_key, open_journal
 from onnxprune.probing.losses import Loss
-from onnxprune.probing.means import Means
 
 Progress = Callable[[str, int, int], None]
 """Told what is going on, how much is done and how much there is."""

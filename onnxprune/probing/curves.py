@@ -19,11 +19,11 @@ from pydantic.dataclasses import dataclass
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.probing.asking import Measured, Progress, measured
 from onnxprune.probing.calibration import Calibration, Data, gather
-from onnxprune.probing.engine import Question
+from onnxprune.probing.engine.engine import Question
+from onnxprune.probing.engine.means import Means
+from onnxprune.probing.engine.tasks import Probe
 from onnxprune.probing.losses import Loss, LossName, UserLoss
-from onnxprune.probing.means import Means
 from onnxprune.probing.probe import few_samples
-from onnxprune.probing.running import Probe
 from onnxprune.probing.samples import Samples, sample_count
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, finite
 from onnxprune.reading.records import STRICT, json_text

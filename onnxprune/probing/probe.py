@@ -19,13 +19,13 @@ from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.errors import UsageError
 from onnxprune.probing.asking import Measured, Progress, measured
 from onnxprune.probing.calibration import Calibration, Data, gather
-from onnxprune.probing.engine import Question
+from onnxprune.probing.engine.engine import Question
+from onnxprune.probing.engine.means import Means
+from onnxprune.probing.engine.sizes import rows_of_the_model
+from onnxprune.probing.engine.tasks import Probe
 from onnxprune.probing.losses import Loss, LossName, UserLoss, losses_from, outputs_of, prepare_loss
-from onnxprune.probing.means import Means
-from onnxprune.probing.running import Probe
 from onnxprune.probing.samples import Samples, sample_count, telling_samples
 from onnxprune.probing.sensitivities import Sensitivities, sensitivities_of
-from onnxprune.probing.sizes import rows_of_the_model
 from onnxprune.reading.observing import CPU
 
 
@@ -57,7 +57,7 @@ def probe(
         samples: how many of the samples the loss is averaged over, those that tell most: a number, "all", or "auto":
             32, and more where that costs little.
         delta: how far a gate closes: 1 is removal (the default), a small number gives the derivative by central
-            differences. Of second derivatives the default is 0.05.
+            differences. Of second derivatives the default is 0.1.
         order: 1, or 2 for the second derivative, by the difference L(1 - δ) - 2 L(1) + L(1 + δ) over δ².
         jobs, memory, threads, provider, executor: what probing may use, as in `Means`.
         cache: folder of the journal that answers are written to as they come and taken from when they are there; a
@@ -129,10 +129,13 @@ def few_samples(
     return calibration.only(few), loss.only(few)
 
 
-CURVATURE_STEP = 0.05
-"""Step of second differences: much smaller ones drown in the rounding of float32."""
+CURVATURE_STEP = 0.1
+"""
+Step of second differences: where the model is smooth, the worst group of the bundled models is within 1.1 % of
+autodiff; at 0.05 rounding makes that 4.6 %, at 0.02 more than 20 %.
+"""
 
-SMALLEST_CURVATURE_STEP = 0.01
+SMALLEST_CURVATURE_STEP = 0.02
 
 
 def step(delta: float | None, order: int) -> float:

@@ -10,13 +10,13 @@ from onnx import ModelProto
 
 from onnxprune.choosing.plan import plan_of
 from onnxprune.coupling.couple import Couplings, Group
-from onnxprune.probing import engine as engine_module
 from onnxprune.probing.calibration import Calibration, gather
-from onnxprune.probing.engine import Answer, Engine, Question
+from onnxprune.probing.engine import engine as engine_module
+from onnxprune.probing.engine.engine import Answer, Engine, Question
+from onnxprune.probing.engine.means import Means
+from onnxprune.probing.engine.tasks import Probe
 from onnxprune.probing.losses import Loss, prepare_loss
-from onnxprune.probing.means import Means
 from onnxprune.probing.probe import loss_of
-from onnxprune.probing.running import Probe
 from onnxprune.rewriting.rewrite import rewrite
 
 TOLERANCE = 1e-5

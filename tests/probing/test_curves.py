@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from onnxprune.coupling.couple import Couplings, Group, couple
 from onnxprune.probing.curves import SHARES, Repair, WidthCurve, WidthCurves, width_curves
-from onnxprune.probing.means import Means
+from onnxprune.probing.engine.means import Means
 from onnxprune.probing.probe import probe
 from onnxprune.probing.proxies import chances, magnitudes
 from onnxprune.probing.sensitivities import Sensitivities

@@ -8,8 +8,8 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from onnxprune.coupling.couple import Couplings
-from onnxprune.probing.cutting import Cut, cut_for, keepable
-from onnxprune.probing.engine import timed
+from onnxprune.probing.engine.cutting import Cut, cut_for, keepable
+from onnxprune.probing.engine.engine import timed
 from onnxprune.probing.gates import gates_of, standings
 from onnxprune.probing.losses import outputs_of
 from onnxprune.reading.observing import session_for

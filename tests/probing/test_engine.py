@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from onnx import SparseTensorProto, numpy_helper
 
 from onnxprune.coupling.couple import Couplings, Group
-from onnxprune.probing import engine as engine_module
-from onnxprune.probing import sizes
 from onnxprune.probing.calibration import Calibration, gather
-from onnxprune.probing.engine import Engine, Question
+from onnxprune.probing.engine import engine as engine_module
+from onnxprune.probing.engine import sizes
+from onnxprune.probing.engine.engine import Engine, Question
+from onnxprune.probing.engine.means import Means
+from onnxprune.probing.engine.tasks import Probe
 from onnxprune.probing.gates import gates_of
 from onnxprune.probing.losses import prepare_loss
-from onnxprune.probing.means import Means
-from onnxprune.probing.running import Probe
 from tests.bundled import CLASSIFIERS, MODELS, bundled, digits
 from tests.models import build
 from tests.oracle import coupled

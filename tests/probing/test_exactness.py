@@ -10,11 +10,11 @@ import pytest
 
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.probing.calibration import gather
-from onnxprune.probing.engine import Engine, Question
+from onnxprune.probing.engine.engine import Engine, Question
+from onnxprune.probing.engine.means import Means
+from onnxprune.probing.engine.tasks import Probe
 from onnxprune.probing.losses import prepare_loss
-from onnxprune.probing.means import Means
 from onnxprune.probing.probe import probe
-from onnxprune.probing.running import Probe
 from tests.bundled import MODELS, bundled, digits
 from tests.probing.engines import exact, without
 from tests.probing.losses import IN_NUMPY, Outputs, furthest, furthest_mean, outputs_of

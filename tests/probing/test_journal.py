@@ -23,10 +23,10 @@ from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.probing import asking
 from onnxprune.probing.asking import measured
 from onnxprune.probing.calibration import gather
-from onnxprune.probing.engine import Answer, Engine, Question
+from onnxprune.probing.engine.engine import Answer, Engine, Question
+from onnxprune.probing.engine.means import Means
 from onnxprune.probing.journal import Entry, Journal, journal_key, line_of, open_journal
 from onnxprune.probing.losses import LossName, prepare_loss
-from onnxprune.probing.means import Means
 from onnxprune.probing.probe import channel_questions, probe
 from onnxprune.probing.sensitivities import Sensitivities
 from onnxprune.reading.read import read

@@ -18,12 +18,12 @@ import psutil
 import pytest
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.probing import engine, workers
 from onnxprune.probing.calibration import gather
-from onnxprune.probing.engine import Engine
+from onnxprune.probing.engine import engine, workers
+from onnxprune.probing.engine.engine import Engine
+from onnxprune.probing.engine.means import TASKS_A_WORKER, Means
+from onnxprune.probing.engine.tasks import Task
 from onnxprune.probing.losses import UserLoss, prepare_loss
-from onnxprune.probing.means import TASKS_A_WORKER, Means
-from onnxprune.probing.running import Task
 from tests.bundled import bundled, digits
 from tests.probing.engines import exact, question
 from tests.probing.losses import furthest
@@ -195,7 +195,7 @@ def workers_left() -> list[psutil.Process]:
 
 
 INTERRUPTED = """
-from onnxprune.probing import engine
+from onnxprune.probing.engine import engine
 from onnxprune.probing.probe import probe
 from tests.bundled import bundled, digits
 

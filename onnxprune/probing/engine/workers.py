@@ -12,9 +12,10 @@ import numpy as np
 from loky import ProcessPoolExecutor
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.probing.lab import Lab
-from onnxprune.probing.means import TASKS_A_WORKER
-from onnxprune.probing.running import Task, run_task
+from onnxprune.probing.engine.lab import Lab
+from onnxprune.probing.engine.means import TASKS_A_WORKER
+from onnxprune.probing.engine.running import run_task
+from onnxprune.probing.engine.tasks import Task
 
 RESTARTS = 2
 """How often workers of our own that died are replaced before it is given up."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxprune.coupling.types import Use
-from onnxprune.probing.cutting import Cut, Sink
+from onnxprune.probing.engine.cutting import Cut, Sink
 from onnxprune.probing.gates import Gate
 from onnxprune.probing.losses import Loss, loss_nodes
 from onnxprune.reading.graph import Constant, Graph, read_by

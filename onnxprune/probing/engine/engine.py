@@ -17,13 +17,14 @@ import numpy as np
 from onnxprune.coupling.couple import Couplings
 from onnxprune.errors import DataError
 from onnxprune.probing.calibration import Calibration
-from onnxprune.probing.lab import Lab
+from onnxprune.probing.engine.lab import Lab
+from onnxprune.probing.engine.means import Means
+from onnxprune.probing.engine.running import run_task, sessions
+from onnxprune.probing.engine.sizes import rows_of_the_model
+from onnxprune.probing.engine.stations import Key, Stations
+from onnxprune.probing.engine.tasks import Probe, Task
+from onnxprune.probing.engine.workers import Results, run_elsewhere, run_here, run_in_processes
 from onnxprune.probing.losses import Loss, losses_from, outputs_of
-from onnxprune.probing.means import Means
-from onnxprune.probing.running import Probe, Task, run_task, sessions
-from onnxprune.probing.sizes import rows_of_the_model
-from onnxprune.probing.stations import Key, Stations
-from onnxprune.probing.workers import Results, run_elsewhere, run_here, run_in_processes
 from onnxprune.reading.observing import Session, session_for
 from onnxprune.rules.axes import Dim
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import facts_where
 from onnxprune.probing.calibration import Calibration
-from onnxprune.probing.cutting import Cut, cut_for
+from onnxprune.probing.engine.cutting import Cut, cut_for
 from onnxprune.reading.graph import ELEMENT_BYTES, Graph
 from onnxprune.rules.axes import width
 from onnxprune.rules.facts import Macs

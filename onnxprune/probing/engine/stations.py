@@ -10,14 +10,14 @@ import numpy as np
 
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration
-from onnxprune.probing.cutting import Across, Cut, Sink, cut_for, leading_to
+from onnxprune.probing.engine.cutting import Across, Cut, Sink, cut_for, leading_to
+from onnxprune.probing.engine.lab import Lab
+from onnxprune.probing.engine.means import Means
+from onnxprune.probing.engine.sizes import ROWS_A_RUN, bytes_of, demand_of, scale_of, share_of
+from onnxprune.probing.engine.splitting import closed_name, gate_name, part_before, part_behind, part_of_sink
+from onnxprune.probing.engine.tasks import LABELS, Closing, Probe, Setting, Split, Taking, Task, kept_file
 from onnxprune.probing.gates import Gate, standings
-from onnxprune.probing.lab import Lab
 from onnxprune.probing.losses import Loss, target_name
-from onnxprune.probing.means import Means
-from onnxprune.probing.running import LABELS, Closing, Probe, Setting, Split, Taking, Task, kept_file
-from onnxprune.probing.sizes import ROWS_A_RUN, bytes_of, demand_of, scale_of, share_of
-from onnxprune.probing.splitting import closed_name, gate_name, part_before, part_behind, part_of_sink
 from onnxprune.reading.observing import session_for
 from onnxprune.rules.axes import Dim
 
