@@ -156,7 +156,8 @@ def cross_entropy(floats: Mapping[str, np.ndarray], calibration: Calibration) ->
                 f"Expected labels from 0 to {classes - 1} for output {name!r} of {classes} classes, "
                 f"found {labels.min()} to {labels.max()}. Mend the labels."
             )
-        one_hot = np.moveaxis(np.eye(classes)[labels], -1, axis)
+        one_hot = np.zeros(values.shape)
+        np.put_along_axis(one_hot, np.expand_dims(labels, axis), 1.0, axis)
         targets = {"target": one_hot, "log_target": np.zeros_like(one_hot)}
         return Loss("cross-entropy", (name,), axis, are_probabilities(values, axis), targets)
     return None
@@ -188,7 +189,7 @@ def missing_labels(floats: Mapping[str, np.ndarray], calibration: Calibration) -
 def are_probabilities(values: np.ndarray, axis: int) -> bool:
     """Do the numbers lie in [0, 1] and add up to one over the classes?"""
     inside = bool((values >= 0).all() and (values <= 1 + 1e-5).all())
-    return inside and bool(np.allclose(values.sum(axis), 1, atol=1e-3))
+    return inside and bool(np.allclose(values.sum(axis, dtype=np.float64), 1, atol=1e-3))
 
 
 def looks_like_logits(floats: Mapping[str, np.ndarray]) -> bool:
