@@ -14,6 +14,7 @@ from onnxprune.probing.engine import engine as engine_module
 from onnxprune.probing.engine import sizes
 from onnxprune.probing.engine.engine import Engine, Question
 from onnxprune.probing.engine.means import Means
+from onnxprune.probing.engine.running import run_task
 from onnxprune.probing.engine.tasks import Probe
 from onnxprune.probing.gates import gates_of
 from onnxprune.probing.losses import prepare_loss
@@ -579,6 +580,59 @@ def test_what_is_not_the_models_loss_is_not_believed(monkeypatch: pytest.MonkeyP
         assert any(one != expected[one.question.key] for one in engine.answers(asked))
         monkeypatch.setattr(engine_module, "SAME_LOSS", -1.0)
         assert all(one == expected[one.question.key] for one in engine.answers(asked))
+
+
+def test_open_gates_that_give_no_number_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is NaN the model's own loss."""
+    couplings = coupled(build(NETWORKS["residual stream"]))
+    calibration = samples_for(couplings)
+    loss = prepare_loss(couplings.graph, calibration, "mse")
+    asked = [one for group in exact(couplings) for one in questions_about(group)]
+    expected = answers(couplings, calibration, loss, asked, whole=True)
+    with Engine(couplings, calibration, loss, Means(jobs=1)) as engine:
+        monkeypatch.setattr(
+            engine_module, "run_here", lambda tasks: ((n, run_task(t) * np.nan) for n, t in tasks.items())
+        )
+        found = {one.question.key: one for one in engine.answers(asked)}
+    assert [found[one.key] for one in asked] == expected
+
+
+ROWS_AND_STEPS = {
+    "closed before they are fed": """
+        d = Tanh(c)
+        e = ReduceSum<keepdims=1>(d, s2{1})
+        f = Mul(e, w2[3])
+    """,
+    "closed in the graph": """
+        d = Tanh(c)
+        e = MatMul(d, w2[8,8])
+        f1 = Tanh(e)
+        f2 = Add(f1, c)
+        f3 = Tanh(f2)
+        f4 = MatMul(f2, w3[8,3])
+        f5 = MatMul(f3, w4[8,3])
+        f = Add(f4, f5)
+    """,
+}
+
+
+@pytest.mark.parametrize("steps", [3, 16])
+@pytest.mark.parametrize("layers", ROWS_AND_STEPS.values(), ids=ROWS_AND_STEPS)
+def test_samples_of_another_size_than_the_model_was_read_at(layers: str, steps: int) -> None:
+    """Samples and steps may share an axis: how many rows of it are one sample's is as the data have it."""
+    couplings = coupled(
+        build(f"""
+            a = Shape<start=0,end=2>(x[N,T,5])
+            s = Concat<axis=0>(a, n{{3}})
+            b = Reshape(x, s1{{-1,5}})
+            c = MatMul(b, w1[5,8])
+            {layers}
+            y = Reshape(f, s)
+        """)
+    )
+    assert exact(couplings)
+    x = np.random.default_rng(0).standard_normal((4, steps, 5)).astype(np.float32)
+    assert_engines_agree(couplings, {"x": x}, "mse")
 
 
 def test_one_sample() -> None:

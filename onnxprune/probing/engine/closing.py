@@ -55,7 +55,7 @@ class Closer:
 
     def _rows(self, closing: Closing, number: int) -> slice:
         """Where the samples of a run's probe lie on the batch axis."""
-        each = self.rows * closing.per_sample
+        each = len(self.whole[closing.input])
         return slice(None) if self.repeats == 1 else slice(number * each, (number + 1) * each)
 
     def _gate(self, closing: Closing, probes: Sequence[Probe]) -> np.ndarray:

@@ -18,6 +18,7 @@ from onnxprune.probing.engine.splitting import closed_name, gate_name, part_befo
 from onnxprune.probing.engine.tasks import LABELS, Closing, Probe, Setting, Split, Taking, Task, kept_file
 from onnxprune.probing.gates import Gate, standings
 from onnxprune.probing.losses import Loss, target_name
+from onnxprune.reading.graph import Graph
 from onnxprune.reading.observing import session_for
 from onnxprune.rules.axes import Dim
 
@@ -122,14 +123,18 @@ class Stations:
         self._lab.add_part(f"{name}.before", part_before(couplings.graph, cut, self._lab.store))
         self._lab.add_part(f"{name}.behind", part_behind(couplings.graph, cut, loss, self._lab.store, key.free))
         dims = couplings.group(key.group).dims
+        closed = tuple(closings(cut, dims, couplings))
         split = Split(
             name,
             across=cut.across,
-            closings=tuple(closings(cut, dims, couplings)),
+            closings=closed,
             takings=tuple(self._taking(f"{name}.{number}", sink, cut, dims) for number, sink in enumerate(cut.sinks)),
             free=key.free,
         )
-        shares_runs = self._rows_are_free and cut.shares_runs and not key.free and not key.whole
+        sizes_are_known = as_observed(couplings.graph, self._calibration) or all(
+            one.fed is not None or one.per_sample == 1 for one in closed
+        )
+        shares_runs = self._rows_are_free and cut.shares_runs and sizes_are_known and not key.free and not key.whole
         return Station(split, shares_runs, share_of(couplings, cut.behind))
 
     def _taking(self, name: str, sink: Sink, cut: Cut, dims: Sequence[Dim]) -> Taking:
@@ -169,6 +174,11 @@ class Stations:
             made = before.run(list(wanted), {port.name: feed[port.name] for port in before.get_inputs()})
             for name, value in zip(wanted, made, strict=True):
                 np.save(self._lab.path / kept_file(self._kept[name], number), value)
+
+
+def as_observed(graph: Graph, calibration: Calibration) -> bool:
+    """Have the samples the sizes at which the model ran when it was read?"""
+    return all(array.shape[1:] == graph.input_shapes[name][1:] for name, array in calibration.arrays.items())
 
 
 def closings(cut: Cut, dims: Sequence[Dim], couplings: Couplings) -> list[Closing]:

@@ -38,7 +38,7 @@ class Closing:
 
     `input` is the input of the part behind: of the gate, or of the whole closed tensor where `fed` names one that
     comes across. `channels` holds, for each dimension of the group, its channel at each position of `axis`, -1 for
-    none. `per_sample` are the positions that a sample has on `batch_axis`.
+    none. `per_sample` are the positions that a sample had on `batch_axis` when the model was read.
     """
 
     input: str
