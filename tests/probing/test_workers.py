@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +23,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.probing.calibration import gather
 from onnxprune.probing.engine import engine, workers
 from onnxprune.probing.engine.engine import Engine
+from onnxprune.probing.engine.lab import FOLDER, own_folder
 from onnxprune.probing.engine.means import TASKS_A_WORKER, Means
 from onnxprune.probing.engine.tasks import Task
 from onnxprune.probing.losses import UserLoss, prepare_loss
@@ -227,6 +230,30 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     assert "done" not in told
     assert not psutil.wait_procs(children, timeout=10)[1]
     assert not list(tmp_path.glob("onnxprune-*"))
+
+
+def test_what_other_machines_left_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their processes may live, though none here has such a number; a dead process of this machine's is known."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    here, elsewhere = tmp_path / f"{FOLDER}{dead.pid}-a", tmp_path / f"onnxprune-elsewhere-{dead.pid}-a"
+    here.mkdir()
+    elsewhere.mkdir()
+    own = own_folder()
+    assert {Path(own.name), elsewhere} == set(tmp_path.iterdir())
+    own.cleanup()
+
+
+def test_a_full_disk_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With where there should be room, and nothing is left behind."""
+
+    def full(path: Path, array: np.ndarray) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OnnxPruneError, match=r"Expected room in '.*No space left on device.*TMPDIR"):
+        scores(Means(jobs=1))
 
 
 def test_a_dask_cluster_that_loses_a_worker(furthest_here: Found, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class Engine:
 
     def __exit__(self, *failure: object) -> None:
         sessions.cache_clear()
-        self._lab.__exit__(*failure)
+        self._lab.close()
 
     def seconds(self, questions: Sequence[Question]) -> float:
         """Estimate of how long these questions will take, from a timed run of the model."""

@@ -8,11 +8,13 @@ process elsewhere gets the folder's contents once and keeps them.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +22,15 @@ import numpy as np
 import psutil
 from onnx import ModelProto, StringStringEntryProto, TensorProto
 
+from onnxprune.errors import OnnxPruneError
 from onnxprune.reading.graph import Constant
 
-FOLDER = "onnxprune-"
-"""How the names of labs' folders begin; the number of their process follows."""
+FOLDER = f"onnxprune-{platform.node()}-"
+"""
+How the names of labs' folders begin; the number of their process follows.
+
+Machines may share the folder of temporary files, and know nothing of each other's processes.
+"""
 KEPT = "kept."
 """How the names of files begin that hold what comes across cuts."""
 WEIGHTS = "weights.bin"
@@ -42,18 +49,22 @@ class Room:
 
 
 class Lab:
-    """The folder while it is being filled and used; it goes with the `with` block."""
+    """
+    The folder while it is being filled and used, until it is closed.
+
+    Raises:
+        OnnxPruneError: the disk does not take what is written.
+    """
 
     def __init__(self) -> None:
-        self._folder = own_folder()
+        with on_disk():
+            self._folder = own_folder()
         self._key, self._files = uuid.uuid4().hex, 0
         self._stored: dict[str, tuple[int, int]] = {}
         self._end = 0
 
-    def __enter__(self) -> Lab:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
+    def close(self) -> None:
+        """Remove the folder."""
         self._folder.cleanup()
 
     @property
@@ -68,12 +79,14 @@ class Lab:
     def add_array(self, name: str, array: np.ndarray) -> None:
         """Write an array that processes map into their memory."""
         self._files += 1
-        np.save(self.path / f"{name}.npy", array)
+        with on_disk():
+            np.save(self.path / f"{name}.npy", array)
 
     def add_part(self, name: str, part: ModelProto) -> None:
         """Write a part of the model whose constants `store` has written."""
         self._files += 1
-        (self.path / f"{name}.onnx").write_bytes(part.SerializeToString())
+        with on_disk():
+            (self.path / f"{name}.onnx").write_bytes(part.SerializeToString())
 
     def store(self, constant: Constant) -> TensorProto:
         """The constant as a part holds it: whole if it is small, else as a reference to the file of weights."""
@@ -93,7 +106,7 @@ class Lab:
 
     def _written(self, raw: bytes) -> tuple[int, int]:
         start = -(-self._end // PAGE) * PAGE
-        with open(self.path / WEIGHTS, "ab") as file:
+        with on_disk(), open(self.path / WEIGHTS, "ab") as file:
             file.write(bytes(start - self._end) + raw)
         self._end = start + len(raw)
         return start, len(raw)
@@ -112,6 +125,18 @@ def raw_bytes(constant: Constant) -> bytes | None:
     if tensor.data_type == TensorProto.STRING or constant.array().nbytes != constant.size * constant.array().itemsize:
         return None
     return None if constant.array().dtype.isbuiltin != 1 else np.ascontiguousarray(constant.array()).tobytes()
+
+
+@contextmanager
+def on_disk() -> Iterator[None]:
+    """What the system refuses, told as what the user can do about it."""
+    try:
+        yield
+    except OSError as failure:
+        raise OnnxPruneError(
+            f"Expected room in {tempfile.gettempdir()!r} for the weights and what is computed once for all probes: "
+            f"{failure.strerror or failure}. Make room there, or set TMPDIR to a folder that has it."
+        ) from None
 
 
 def own_folder() -> tempfile.TemporaryDirectory[str]:

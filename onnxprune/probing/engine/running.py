@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.probing.engine.closing import Closer, Taker
 from onnxprune.probing.engine.lab import folder_of
 from onnxprune.probing.engine.splitting import SINK_DATA, SINK_WEIGHT
-from onnxprune.probing.engine.tasks import LABELS, Probe, Taking, Task, kept_file
+from onnxprune.probing.engine.tasks import LABELS, Probe, Taking, Task, kept_name
 from onnxprune.probing.losses import target_name, user_losses
 from onnxprune.reading.observing import Session, session_for
 
@@ -90,10 +90,10 @@ class Bench:
     def _kept(self, portion: int, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What comes across the cut: from the feed, from the lab, or computed here."""
         found = {one.name: feed[one.name] for one in self.split.across if one.name in feed}
-        for one in self.split.across:
-            path = self.folder / kept_file(self.split.kept.get(one.name), portion)
-            if one.name not in found and path.exists():
-                found[one.name] = np.load(path)
+        for name, number in self.split.kept.items():
+            path = self.folder / f"{kept_name(number, portion)}.npy"
+            if path.exists():
+                found[name] = np.load(path)
         missing = [one.name for one in self.split.across if one.name not in found]
         made = self._before.run(missing, self._needed(feed)) if missing else []
         return found | dict(zip(missing, made, strict=True))

@@ -15,7 +15,7 @@ from onnxprune.probing.engine.lab import Lab
 from onnxprune.probing.engine.means import Means
 from onnxprune.probing.engine.sizes import ROWS_A_RUN, bytes_of, demand_of, scale_of, share_of
 from onnxprune.probing.engine.splitting import closed_name, gate_name, part_before, part_behind, part_of_sink
-from onnxprune.probing.engine.tasks import LABELS, Closing, Probe, Setting, Split, Taking, Task, kept_file
+from onnxprune.probing.engine.tasks import LABELS, Closing, Probe, Setting, Split, Taking, Task, kept_name
 from onnxprune.probing.gates import Gate, standings
 from onnxprune.probing.losses import Loss, target_name
 from onnxprune.reading.graph import Graph
@@ -173,7 +173,7 @@ class Stations:
             feed = self._calibration.at(self._calibration.filled(samples))
             made = before.run(list(wanted), {port.name: feed[port.name] for port in before.get_inputs()})
             for name, value in zip(wanted, made, strict=True):
-                np.save(self._lab.path / kept_file(self._kept[name], number), value)
+                self._lab.add_array(kept_name(self._kept[name], number), value)
 
 
 def as_observed(graph: Graph, calibration: Calibration) -> bool:

@@ -125,6 +125,6 @@ class Task:
     checks: bool = False
 
 
-def kept_file(number: int | None, portion: int) -> str:
-    """The file in the lab for what a tensor is on a portion of the samples."""
-    return f"{KEPT}{number}.{portion}.npy"
+def kept_name(number: int, portion: int) -> str:
+    """The array in the lab for what a tensor is on a portion of the samples."""
+    return f"{KEPT}{number}.{portion}"
