@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
+import numpy as np
 from onnx import ModelProto
 
 from onnxprune.choosing.choose import choose, groups_to_prune
@@ -18,13 +19,13 @@ from onnxprune.choosing.targets import Amount, Bound, Limits, Targets
 from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.errors import ModelError, TargetError, UsageError, VerificationError
 from onnxprune.files import check_target
-from onnxprune.probing.asking import Progress
+from onnxprune.probing.asking import Effort, Progress, inquiry_for
 from onnxprune.probing.calibration import Data, collected, describe, given_shapes
 from onnxprune.probing.engine.means import Means
 from onnxprune.probing.losses import LossName, UserLoss, outputs_of
-from onnxprune.probing.probe import few_samples, sensitivities, step
+from onnxprune.probing.probe import sensitivities, step
 from onnxprune.probing.proxies import chances, magnitudes
-from onnxprune.probing.samples import Samples, sample_count
+from onnxprune.probing.samples import Samples
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit, load_scores
 from onnxprune.reading.observing import CPU
 from onnxprune.reading.read import Model, read
@@ -36,6 +37,9 @@ from onnxprune.verifying.measure import distance, latency
 from onnxprune.verifying.verify import verify
 
 DEFAULT_MACS = 0.7
+
+Arrays = np.ndarray | Mapping[str, np.ndarray] | None
+Settings = Mapping[str, str | float | int | None]
 
 
 @dataclass(frozen=True)
@@ -156,19 +160,16 @@ def prune(
         notes.append(f"No target was given: the target is {DEFAULT_MACS:.0%} of the MACs (--macs {DEFAULT_MACS:.0%}).")
     limits = Limits(globs(only), globs(skip), min_channels, multiple_of)
     delta = step(delta, order)
-    means = Means(jobs, memory, threads, provider, executor)
+    effort = Effort(probe_samples, Means(jobs, memory, threads, provider, executor), cache)
     if criterion not in get_args(Criterion):
         raise UsageError(f"Expected a criterion among {', '.join(get_args(Criterion))}, found {criterion!r}.")
     with clock.stage("read and couple"):
-        arrays = collected(data)
-        couplings = couple(read(model, input_shapes=given_shapes(arrays)))
+        couplings, arrays = read_with(model, data)
         groups = groups_to_prune(couplings, limits)
-        count = sample_count(probe_samples, couplings, sum(group.size for group in groups))
         if isinstance(scores, str | os.PathLike):
             scores = load_scores(scores, couplings)
     with clock.stage("run the original"):
-        judge: LossName | UserLoss = loss if callable(loss) else "auto"
-        session = open_session(couplings, arrays, judge=judge, labels=labels, seed=seed, threads=threads)
+        session = open_session(couplings, arrays, judge=judge_of(loss), labels=labels, seed=seed, threads=threads)
     with clock.stage("score channels"):
         if scores is not None:
             check_fit(scores, couplings, "the scores given")
@@ -177,25 +178,15 @@ def prune(
         elif criterion == "random":
             scores = chances(couplings, groups, seed)
         else:
-            some, prepared = few_samples(couplings, session.calibration, loss, count, means, outputs=session.outputs)
-            scores, found = sensitivities(couplings, some, prepared, groups, delta, order, means, cache, progress)
+            channels, outputs = sum(group.size for group in groups), session.outputs
+            inquiry = inquiry_for(
+                couplings, session.calibration, loss, effort, progress, probes=channels, outputs=outputs
+            )
+            scores, found = sensitivities(inquiry, groups, delta, order)
             notes.extend(found.notes)
     with clock.stage("choose and rewrite"):
         plan, pruned = planned(couplings, scores, targets, limits)
-    settings: dict[str, str | float | int | None] = {
-        "macs": spelled(targets.macs),
-        "params": spelled(targets.params),
-        "size": spelled(targets.size),
-        "ratio": ratio,
-        "threshold": threshold,
-        "criterion": scores.criterion,
-        "loss": scores.loss or None,
-        "delta": scores.delta,
-        "order": scores.order,
-        "probe samples": scores.samples,
-        "seed": seed,
-    }
-    return finished(session, plan, pruned, scores, settings, notes, clock)
+    return finished(session, plan, pruned, scores, settings_of(targets, scores, seed), notes, clock)
 
 
 def apply(
@@ -219,15 +210,23 @@ def apply(
     """
     clock = Clock(progress)
     with clock.stage("read and couple"):
-        arrays = collected(data)
-        couplings = couple(read(model, input_shapes=given_shapes(arrays)))
+        couplings, arrays = read_with(model, data)
         plan.kept(couplings)
-    judge: LossName | UserLoss = loss if callable(loss) else "auto"
-    session = open_session(couplings, arrays, judge=judge, labels=labels, seed=seed, threads=threads)
+    session = open_session(couplings, arrays, judge=judge_of(loss), labels=labels, seed=seed, threads=threads)
     with clock.stage("choose and rewrite"):
         pruned = rewrite(couplings, plan)
-    settings: dict[str, str | float | int | None] = {"criterion": "plan", "seed": seed}
-    return finished(session, plan, pruned, None, settings, [], clock)
+    return finished(session, plan, pruned, None, {"criterion": "plan", "seed": seed}, [], clock)
+
+
+def read_with(model: Model, data: Data | None) -> tuple[Couplings, Arrays]:
+    """The model, observed at the sizes of the data; and the data, an iterable read to its end."""
+    arrays = collected(data)
+    return couple(read(model, input_shapes=given_shapes(arrays))), arrays
+
+
+def judge_of(loss: LossName | UserLoss) -> LossName | UserLoss:
+    """The loss that is reported: the user's own, or the one that suits the data, whatever is probed."""
+    return loss if callable(loss) else "auto"
 
 
 def planned(couplings: Couplings, scores: Sensitivities, targets: Targets, limits: Limits) -> tuple[Plan, ModelProto]:
@@ -261,7 +260,7 @@ def finished(
     plan: Plan,
     pruned: ModelProto,
     scores: Sensitivities | None,
-    settings: Mapping[str, str | float | int | None],
+    settings: Settings,
     notes: Sequence[str],
     clock: Clock,
 ) -> PruneResult:
@@ -317,8 +316,8 @@ def compare(
     """
     clock = Clock(progress)
     with clock.stage("read and couple"):
-        arrays = collected(data)
-        first, second = (couple(read(model, input_shapes=given_shapes(arrays))) for model in (original, pruned))
+        first, arrays = read_with(original, data)
+        second, _ = read_with(pruned, arrays)
     if (first.graph.inputs, first.graph.outputs) != (second.graph.inputs, second.graph.outputs):
         raise ModelError(
             "Expected two models with the same inputs and outputs, found "
@@ -343,6 +342,23 @@ def interface_text(couplings: Couplings) -> str:
     """Inputs and outputs in a line."""
     graph = couplings.graph
     return f"{[describe(port) for port in graph.inputs]} -> {[describe(port) for port in graph.outputs]}"
+
+
+def settings_of(targets: Targets, scores: Sensitivities, seed: int) -> Settings:
+    """What the report says of how a model was pruned."""
+    return {
+        "macs": spelled(targets.macs),
+        "params": spelled(targets.params),
+        "size": spelled(targets.size),
+        "ratio": targets.ratio,
+        "threshold": targets.threshold,
+        "criterion": scores.criterion,
+        "loss": scores.loss or None,
+        "delta": scores.delta,
+        "order": scores.order,
+        "probe samples": scores.samples,
+        "seed": seed,
+    }
 
 
 def globs(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ from onnxprune.cli.terminal import fail, progress_bar, stdout_console
 from onnxprune.coupling.couple import Couplings, Group, couple
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files import check_target, is_same, is_special, write_whole
-from onnxprune.pipeline import PruneResult, compare, prune
+from onnxprune.pipeline import PruneResult, compare, prune, read_with
 from onnxprune.pipeline import apply as apply_plan
-from onnxprune.probing.calibration import Calibration, collected, gather, given_shapes
-from onnxprune.probing.curves import SHARES, curves_on
-from onnxprune.probing.probe import few_samples, sensitivities, step
+from onnxprune.probing.asking import Effort, Inquiry, Progress, inquiry_for
+from onnxprune.probing.calibration import Calibration, gather
+from onnxprune.probing.curves import SHARES, curves_of
+from onnxprune.probing.probe import sensitivities, step
 from onnxprune.probing.proxies import magnitudes
-from onnxprune.probing.samples import sample_count
 from onnxprune.probing.sensitivities import load_scores
 from onnxprune.reading.read import load, read
 from onnxprune.reporting import tables
@@ -187,29 +188,15 @@ def inspect_command(source: str, as_json: bool) -> None:
 @selection_options
 @data_options
 def sensitivity_command(
-    source: str,
-    output: str,
-    loss: Any,
-    delta: float | None,
-    order: int,
-    only: tuple[str, ...],
-    skip: tuple[str, ...],
-    data: str | None,
-    labels: str,
-    seed: int,
-    quiet: bool,
-    **effort_options: Any,
+    source: str, output: str, data: str | None, loss: Any, delta: float | None, order: int, quiet: bool, **options: Any
 ) -> None:
     """Measure, by closing gates, how much the loss changes with each channel of IN."""
     check_files(read=(source, data), written=(output,))
-    effort, delta = effort_of(output, **effort_options), step(delta, order)
-    couplings, calibration, groups = studied(source, data, labels, seed, only, skip)
-    count = sample_count(effort.samples, couplings, sum(group.size for group in groups))
-    with progress_bar(quiet) as progress, kept_answers(effort.cache):
-        some, prepared = few_samples(couplings, calibration, loss, count, effort.means)
-        scores, found = sensitivities(
-            couplings, some, prepared, groups, delta, order, effort.means, effort.cache, progress
-        )
+    delta = step(delta, order)
+    study = studied(source, output, data, **options)
+    with progress_bar(quiet) as progress, kept_answers(study.effort.cache):
+        channels = sum(group.size for group in study.groups)
+        scores, found = sensitivities(study.inquiry(loss, channels, progress), study.groups, delta, order)
     write_whole({Path(output): scores.to_json().encode()})
     if not quiet:
         show_notes(found.notes)
@@ -226,29 +213,15 @@ def sensitivity_command(
 @selection_options
 @data_options
 def curves_command(
-    source: str,
-    output: str,
-    scores: str | None,
-    loss: Any,
-    only: tuple[str, ...],
-    skip: tuple[str, ...],
-    data: str | None,
-    labels: str,
-    seed: int,
-    quiet: bool,
-    **effort_options: Any,
+    source: str, output: str, data: str | None, scores: str | None, loss: Any, quiet: bool, **options: Any
 ) -> None:
     """Measure the loss of IN with each group pruned to each of nine widths, the channels of lowest score gone first."""
     check_files(read=(source, data, scores), written=(output,))
-    effort = effort_of(output, **effort_options)
-    couplings, calibration, groups = studied(source, data, labels, seed, only, skip)
-    ordered = load_scores(scores, couplings) if scores else magnitudes(couplings, groups)
-    count = sample_count(effort.samples, couplings, len(SHARES) * len(groups))
-    with progress_bar(quiet) as progress, kept_answers(effort.cache):
-        some, prepared = few_samples(couplings, calibration, loss, count, effort.means)
-        curves, found = curves_on(
-            couplings, some, prepared, groups, ordered, means=effort.means, cache=effort.cache, progress=progress
-        )
+    study = studied(source, output, data, **options)
+    ordered = load_scores(scores, study.couplings) if scores else magnitudes(study.couplings, study.groups)
+    with progress_bar(quiet) as progress, kept_answers(study.effort.cache):
+        points = len(SHARES) * len(study.groups)
+        curves, found = curves_of(study.inquiry(loss, points, progress), study.groups, ordered)
     write_whole({Path(output): curves.to_json().encode()})
     if not quiet:
         show_notes(found.notes)
@@ -256,14 +229,36 @@ def curves_command(
         click.echo(f"\n{curves.loss}, {curves.samples} samples, by {curves.criterion}; written to {output}")
 
 
+@dataclass(frozen=True)
+class Study:
+    """What a command measures: groups of a model on samples, and with what effort."""
+
+    couplings: Couplings
+    calibration: Calibration
+    groups: Sequence[Group]
+    effort: Effort
+
+    def inquiry(self, loss: Any, probes: int, progress: Progress | None) -> Inquiry:
+        """The inquiry for so many probes of this loss."""
+        return inquiry_for(self.couplings, self.calibration, loss, self.effort, progress, probes=probes)
+
+
 def studied(
-    source: str, data: str | None, labels: str, seed: int, only: tuple[str, ...], skip: tuple[str, ...]
-) -> tuple[Couplings, Calibration, Sequence[Group]]:
-    """The model, its samples, and the groups that were chosen."""
-    arrays = collected(data)
-    couplings = couple(read(source, input_shapes=given_shapes(arrays)))
+    source: str,
+    output: str,
+    data: str | None,
+    *,
+    labels: str,
+    seed: int,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    **effort_options: Any,
+) -> Study:
+    """What the options of a command that writes `output` name."""
+    effort = effort_of(output, **effort_options)
+    couplings, arrays = read_with(source, data)
     groups = groups_to_prune(couplings, Limits(only, skip))
-    return couplings, gather(couplings.graph, arrays, labels=labels, seed=seed), groups
+    return Study(couplings, gather(couplings.graph, arrays, labels=labels, seed=seed), groups, effort)
 
 
 @main.command(name="verify", short_help="Prove a pruned model against its original.")
@@ -285,8 +280,7 @@ def verify_command(
 ) -> None:
     """Check that PRUNED is valid, keeps the interface, and equals ORIGINAL with the removed slices set to zero."""
     with progress_bar(quiet, "verify"):
-        arrays = collected(data)
-        couplings = couple(read(original, input_shapes=given_shapes(arrays)))
+        couplings, arrays = read_with(original, data)
         samples = gather(couplings.graph, arrays, labels=labels, seed=seed)
         verdict = verify(couplings, load_plan(plan), load(pruned).model, samples)
     if as_json:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ import click
 from onnxprune.cli.terminal import fail
 from onnxprune.errors import UsageError
 from onnxprune.files import is_special
+from onnxprune.probing.asking import Effort
 from onnxprune.probing.engine.means import Means
 from onnxprune.probing.samples import Samples
 from onnxprune.reading.observing import CPU
@@ -81,15 +82,6 @@ def loss_option(default: str) -> Decorator[Any]:
     )
 
 
-@dataclass(frozen=True)
-class Effort:
-    """What the effort options say."""
-
-    samples: Samples
-    means: Means
-    cache: Path | None
-
-
 def effort_of(
     output: str,
     *,
@@ -128,11 +120,11 @@ def journal_folder(output: str, cache: str | None, no_cache: bool) -> Path | Non
 
 
 @contextmanager
-def kept_answers(folder: Path | None) -> Iterator[None]:
+def kept_answers(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     """An interruption says that what was measured is kept, if it is."""
     try:
         yield
     except KeyboardInterrupt:
-        if folder is None or not folder.is_dir():
+        if folder is None or not Path(folder).is_dir():
             raise
         fail(f"Interrupted; nothing was written. What was measured is in {folder}: the same command goes on there.", 1)

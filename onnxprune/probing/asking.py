@@ -1,18 +1,22 @@
-"""Ask the engine what is not known from an earlier run, and keep what it says."""
+"""Inquiries: questions about the loss, each answered once, in this run or an earlier one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration
 from onnxprune.probing.engine.engine import Answer, Engine, Question
 from onnxprune.probing.engine.means import Means
+from onnxprune.probing.engine.sizes import rows_of_the_model
 from onnxprune.probing.journal import Entry, Journal, journal_key, open_journal
-from onnxprune.probing.losses import Loss
+from onnxprune.probing.losses import Loss, LossName, UserLoss, outputs_of, prepare_loss
+from onnxprune.probing.samples import Samples, check_samples, sample_count, telling_samples
 
 Progress = Callable[[str, int, int], None]
 """Told what is going on, how much is done and how much there is."""
@@ -22,6 +26,28 @@ ESTIMATE = "probing will take about"
 
 Answers = Mapping[tuple[str, str], Answer]
 """By the question's key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """
+    How much is measured, with what, and where answers are kept.
+
+    Args:
+        samples: how many of the samples the loss is averaged over.
+        means: what probing may use.
+        cache: folder of the journal that answers are written to as they come, and taken from when they are there.
+
+    Raises:
+        UsageError: no number of samples.
+    """
+
+    samples: Samples = "auto"
+    means: Means = field(default_factory=Means)
+    cache: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_samples(self.samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,52 +74,83 @@ class Measured:
         return tuple(notes)
 
 
-def measured(
-    couplings: Couplings,
-    calibration: Calibration,
-    loss: Loss,
-    questions: Sequence[Question],
-    means: Means,
-    cache: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-) -> Measured:
-    """
-    The answers to all questions.
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """What questions are about, a model and its loss on these samples; and the effort that answers them."""
 
-    With a folder as `cache`, answers are written to its journal as they come, and those that are there are not asked
-    for again. A loss of the user's own has no journal: one function cannot be told from another.
+    couplings: Couplings
+    calibration: Calibration
+    loss: Loss
+    effort: Effort = field(default_factory=Effort)
+    progress: Progress | None = None
 
-    Raises:
-        DataError: the model's loss is not finite on these samples.
-        OnnxPruneError: the journal cannot be read and written.
-    """
-    journal = journal_in(cache, couplings, calibration, loss)
-    found = known(journal, questions)
-    reused, left = len(found), [question for question in questions if question.key not in found]
-    if progress and not left:
-        progress("measured before", reused, reused)
-    if left:
-        with Engine(couplings, calibration, loss, means) as engine:
-            if progress:
-                progress(f"{ESTIMATE} {spelled(engine.seconds(left))}", reused, len(questions))
+    def measured(self, questions: Sequence[Question]) -> Measured:
+        """
+        The answers to all questions.
+
+        Answers are written to the journal as they come, and those that are there are not asked for again. A loss of the
+        user's own has no journal: one function cannot be told from another.
+
+        Raises:
+            DataError: the model's loss is not finite on these samples.
+            OnnxPruneError: the journal cannot be read and written.
+        """
+        journal = self._journal()
+        found = known(journal, questions)
+        reused, left = len(found), [question for question in questions if question.key not in found]
+        if left:
+            self._ask(left, found, journal)
+        else:
+            self._tell("measured before", reused, reused)
+        path, dropped = (journal.path, journal.dropped) if journal else (None, 0)
+        return Measured(found, reused, path, dropped)
+
+    def _ask(self, left: Sequence[Question], found: dict[tuple[str, str], Answer], journal: Journal | None) -> None:
+        """Add the answers to what was found before."""
+        total = len(found) + len(left)
+        with Engine(self.couplings, self.calibration, self.loss, self.effort.means) as engine:
+            self._tell(f"{ESTIMATE} {spelled(engine.seconds(left))}", len(found), total)
             for answer in engine.answers(left):
                 found[answer.question.key] = answer
                 if journal:
                     journal.append(Entry(*answer.question.key, answer.mean, answer.error))
-                if progress:
-                    progress(answer.question.group, len(found), len(questions))
-    path, dropped = (journal.path, journal.dropped) if journal else (None, 0)
-    return Measured(found, reused, path, dropped)
+                self._tell(answer.question.group, len(found), total)
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if self.progress:
+            self.progress(what, done, total)
+
+    def _journal(self) -> Journal | None:
+        """The journal of these measurements, if they can have one."""
+        if self.effort.cache is None or self.loss.user is not None:
+            return None
+        model, samples = self.couplings.graph.sha256, len(self.calibration)
+        about: dict[str, str | int] = {"model": model, "loss": self.loss.name, "samples": samples}
+        return open_journal(self.effort.cache, journal_key(self.couplings, self.calibration, self.loss), about)
 
 
-def journal_in(
-    folder: str | os.PathLike[str] | None, couplings: Couplings, calibration: Calibration, loss: Loss
-) -> Journal | None:
-    """The journal of these measurements, if they can have one."""
-    if folder is None or loss.user is not None:
-        return None
-    about: dict[str, str | int] = {"model": couplings.graph.sha256, "loss": loss.name, "samples": len(calibration)}
-    return open_journal(folder, journal_key(couplings, calibration, loss), about)
+def inquiry_for(
+    couplings: Couplings,
+    calibration: Calibration,
+    loss: LossName | UserLoss | Loss,
+    effort: Effort,
+    progress: Progress | None = None,
+    *,
+    probes: int,
+    outputs: Mapping[str, np.ndarray] | None = None,
+) -> Inquiry:
+    """
+    The inquiry on the samples that tell most, as many as the effort allows for so many probes.
+
+    `outputs` are the model's on all samples, where they are known.
+    """
+    count = sample_count(effort.samples, couplings, probes)
+    rows = rows_of_the_model(couplings, calibration, effort.means.bytes)
+    found = outputs or outputs_of(couplings.graph.model, calibration, batch=rows, threads=effort.means.threads)
+    if not isinstance(loss, Loss):
+        loss = prepare_loss(couplings.graph, calibration, loss, reference=found)
+    few = telling_samples(loss, found, count)
+    return Inquiry(couplings, calibration.only(few), loss.only(few), effort, progress)
 
 
 def known(journal: Journal | None, questions: Sequence[Question]) -> dict[tuple[str, str], Answer]:

@@ -17,14 +17,13 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from onnxprune.coupling.couple import Couplings, Group
-from onnxprune.probing.asking import Measured, Progress, measured
+from onnxprune.probing.asking import Effort, Inquiry, Measured, Progress, inquiry_for
 from onnxprune.probing.calibration import Calibration, Data, gather
 from onnxprune.probing.engine.engine import Question
 from onnxprune.probing.engine.means import Means
 from onnxprune.probing.engine.tasks import Probe
 from onnxprune.probing.losses import Loss, LossName, UserLoss
-from onnxprune.probing.probe import few_samples
-from onnxprune.probing.samples import Samples, sample_count
+from onnxprune.probing.samples import Samples
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, finite
 from onnxprune.reading.records import STRICT, json_text
 
@@ -98,49 +97,34 @@ def width_curves(
         repair: gives the layers that read a group other weights for each width, before the loss is measured.
         means: what probing may use.
     """
-    means = means or Means()
+    effort = Effort(samples, means or Means(), cache)
     chosen = [couplings.group(entry.name) for entry in scores.groups] if groups is None else list(groups)
-    count = sample_count(samples, couplings, len(shares) * len(chosen))
-    some, loss = few_samples(couplings, gather(couplings.graph, data), loss, count, means)
-    return curves_on(
-        couplings,
-        some,
-        loss,
-        chosen,
-        scores,
-        shares=shares,
-        repair=repair,
-        means=means,
-        cache=cache,
-        progress=progress,
-    )[0]
+    points = len(shares) * len(chosen)
+    inquiry = inquiry_for(couplings, gather(couplings.graph, data), loss, effort, progress, probes=points)
+    return curves_of(inquiry, chosen, scores, shares=shares, repair=repair)[0]
 
 
-def curves_on(
-    couplings: Couplings,
-    some: Calibration,
-    loss: Loss,
+def curves_of(
+    inquiry: Inquiry,
     groups: Sequence[Group],
     scores: Sensitivities,
     *,
     shares: Sequence[float] = SHARES,
     repair: Repair | None = None,
-    means: Means,
-    cache: str | os.PathLike[str] | None,
-    progress: Progress | None,
 ) -> tuple[WidthCurves, Measured]:
-    """The curves on all of these samples, and where their points came from."""
+    """The curves of these groups, and where their points came from."""
     asked = {group.name: list(width_questions(group, scores, shares, repair)) for group in groups}
     questions = [question for alike in asked.values() for _, question in alike if question is not None]
-    measurement = measured(couplings, some, loss, questions, means, cache, progress)
+    measurement = inquiry.measured(questions)
     curves = []
     for name, alike in asked.items():
         answers = [None if question is None else measurement.answers[question.key] for _, question in alike]
         found = [(0.0, 0.0) if answer is None else (answer.mean, answer.error) for answer in answers]
         losses, errors = (finite(np.array(values)) for values in zip(*found, strict=True))
         widths = tuple(width for width, _ in alike)
-        curves.append(WidthCurve(name, couplings.group(name).size, widths, losses, errors))
-    return WidthCurves("onnxprune-curves", 1, tuple(curves), scores.criterion, loss.name, len(some)), measurement
+        curves.append(WidthCurve(name, inquiry.couplings.group(name).size, widths, losses, errors))
+    loss, samples = inquiry.loss.name, len(inquiry.calibration)
+    return WidthCurves("onnxprune-curves", 1, tuple(curves), scores.criterion, loss, samples), measurement
 
 
 def width_questions(

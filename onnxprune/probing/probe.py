@@ -9,7 +9,7 @@ which is minus the derivative dL/dx of the textbook: what the loss would grow by
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -17,14 +17,13 @@ from onnx import ModelProto
 
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.errors import UsageError
-from onnxprune.probing.asking import Measured, Progress, measured
+from onnxprune.probing.asking import Effort, Inquiry, Measured, Progress, inquiry_for
 from onnxprune.probing.calibration import Calibration, Data, gather
 from onnxprune.probing.engine.engine import Question
 from onnxprune.probing.engine.means import Means
-from onnxprune.probing.engine.sizes import rows_of_the_model
 from onnxprune.probing.engine.tasks import Probe
-from onnxprune.probing.losses import Loss, LossName, UserLoss, losses_from, outputs_of, prepare_loss
-from onnxprune.probing.samples import Samples, sample_count, telling_samples
+from onnxprune.probing.losses import Loss, LossName, UserLoss, losses_from, outputs_of
+from onnxprune.probing.samples import Samples
 from onnxprune.probing.sensitivities import Sensitivities, sensitivities_of
 from onnxprune.reading.observing import CPU
 
@@ -68,25 +67,18 @@ def probe(
         UsageError: delta or order mean nothing, or the derivative of a distance to the model itself is asked for.
     """
     delta = step(delta, order)
-    means = Means(jobs, memory, threads, provider, executor)
+    effort = Effort(samples, Means(jobs, memory, threads, provider, executor), cache)
     chosen = [group for group in couplings.groups if group.exact] if groups is None else list(groups)
-    count = sample_count(samples, couplings, sum(group.size for group in chosen))
-    some, loss = few_samples(couplings, gather(couplings.graph, data), loss, count, means)
-    return sensitivities(couplings, some, loss, chosen, delta, order, means, cache, progress)[0]
+    channels = sum(group.size for group in chosen)
+    inquiry = inquiry_for(couplings, gather(couplings.graph, data), loss, effort, progress, probes=channels)
+    return sensitivities(inquiry, chosen, delta, order)[0]
 
 
 def sensitivities(
-    couplings: Couplings,
-    some: Calibration,
-    loss: Loss,
-    groups: Sequence[Group],
-    delta: float,
-    order: int,
-    means: Means,
-    cache: str | os.PathLike[str] | None,
-    progress: Progress | None,
+    inquiry: Inquiry, groups: Sequence[Group], delta: float, order: int
 ) -> tuple[Sensitivities, Measured]:
-    """The scores on all of these samples, and where they came from."""
+    """The scores of these groups' channels, and where they came from."""
+    loss = inquiry.loss
     if delta < 1 and order == 1 and loss.is_distance:
         raise UsageError(
             f"The derivative of {loss.name} to the model's own outputs is zero at the model itself. "
@@ -94,39 +86,19 @@ def sensitivities(
             "--delta 1."
         )
     questions = {group.name: list(channel_questions(group, delta, order)) for group in groups}
-    found = measured(
-        couplings, some, loss, [one for alike in questions.values() for one in alike], means, cache, progress
-    )
+    found = inquiry.measured([one for alike in questions.values() for one in alike])
     answers = {name: [found.answers[one.key] for one in alike] for name, alike in questions.items()}
     scores = sensitivities_of(
-        couplings,
+        inquiry.couplings,
         {name: np.array([answer.mean for answer in alike]) for name, alike in answers.items()},
         {name: np.array([answer.error for answer in alike]) for name, alike in answers.items()},
         criterion="sensitivity",
         loss=loss.name,
         delta=delta,
         order=order,
-        samples=len(some),
+        samples=len(inquiry.calibration),
     )
     return scores, found
-
-
-def few_samples(
-    couplings: Couplings,
-    calibration: Calibration,
-    loss: LossName | UserLoss | Loss,
-    count: int,
-    means: Means,
-    *,
-    outputs: Mapping[str, np.ndarray] | None = None,
-) -> tuple[Calibration, Loss]:
-    """The `count` samples that tell most, and the loss made ready for them; `outputs`: the model's on all samples."""
-    model, rows = couplings.graph.model, rows_of_the_model(couplings, calibration, means.bytes)
-    found = outputs or outputs_of(model, calibration, batch=rows, threads=means.threads)
-    if not isinstance(loss, Loss):
-        loss = prepare_loss(couplings.graph, calibration, loss, reference=found)
-    few = telling_samples(loss, found, count)
-    return calibration.only(few), loss.only(few)
 
 
 CURVATURE_STEP = 0.1

@@ -33,25 +33,29 @@ FEWEST = 32
 """Samples that probes run on at least, if there are as many."""
 
 CHEAP_MACS = 5e10
-"""As long as running the whole model for every channel takes no more than this, more samples are taken."""
+"""As long as running the whole model for every probe takes no more than this, more samples are taken."""
 
 Samples = int | Literal["auto", "all"]
 """How many samples: a number, all, or as many as cost little and `FEWEST` at least."""
 
 
-def sample_count(samples: Samples, couplings: Couplings, channels: int) -> int:
+def check_samples(samples: Samples) -> None:
     """
-    How many samples are meant, for probes of so many channels.
+    Refuse what says no number of samples.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: it is none of `Samples`.
     """
+    if samples not in ("auto", "all") and (not isinstance(samples, int) or samples < 1):
+        raise UsageError(f"Expected a number of samples of 1 or more, auto or all, found {samples!r}.")
+
+
+def sample_count(samples: Samples, couplings: Couplings, probes: int) -> int:
+    """How many samples are meant, for so many probes."""
     if samples == "all":
         return sys.maxsize
     if samples == "auto":
-        return max(FEWEST, int(CHEAP_MACS / max(1.0, channels * couplings.costs.macs.at({}))))
-    if not isinstance(samples, int) or samples < 1:
-        raise UsageError(f"Expected a number of samples of 1 or more, auto or all, found {samples!r}.")
+        return max(FEWEST, int(CHEAP_MACS / max(1.0, probes * couplings.costs.macs.at({}))))
     return samples
 
 

@@ -21,10 +21,9 @@ from onnx import ModelProto, numpy_helper
 from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.probing import asking
-from onnxprune.probing.asking import measured
+from onnxprune.probing.asking import Effort, Inquiry
 from onnxprune.probing.calibration import gather
 from onnxprune.probing.engine.engine import Answer, Engine, Question
-from onnxprune.probing.engine.means import Means
 from onnxprune.probing.journal import Entry, Journal, journal_key, line_of, open_journal
 from onnxprune.probing.losses import LossName, prepare_loss
 from onnxprune.probing.probe import channel_questions, probe
@@ -419,10 +418,11 @@ def test_it_is_told_what_was_there(tmp_path: Path) -> None:
     calibration = gather(couplings.graph, DATA)
     loss = prepare_loss(couplings.graph, calibration)
     questions = [question for group in couplings.groups for question in channel_questions(group, 1.0, 1)]
-    measured(couplings, calibration, loss, questions[:10], Means(), tmp_path)
+    inquiry = Inquiry(couplings, calibration, loss, Effort(cache=tmp_path))
+    inquiry.measured(questions[:10])
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-1])
-    found = measured(couplings, calibration, loss, questions, Means(), tmp_path)
+    found = inquiry.measured(questions)
     assert (found.reused, found.path, found.dropped, len(found.answers)) == (9, path, 1, CHANNELS)
-    alone = measured(couplings, calibration, loss, questions, Means())
+    alone = Inquiry(couplings, calibration, loss).measured(questions)
     assert (alone.reused, alone.path, alone.dropped, alone.answers) == (0, None, 0, found.answers)
