@@ -95,8 +95,8 @@ class Sending(Executor):
         """Run a task where the lab's folder is seen, or far away where it is not."""
         self.tasks += 1
         self.contents += len(contents)
-        room = replace(task.room, folder="/nowhere") if self._far else task.room
-        return self._executor.submit(run, replace(task, room=room), *contents)
+        lab = replace(task.lab, folder="/nowhere") if self._far else task.lab
+        return self._executor.submit(run, replace(task, lab=lab), *contents)
 
 
 def test_own_processes_find_the_same(here: Found) -> None:

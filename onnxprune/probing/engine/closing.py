@@ -1,4 +1,4 @@
-"""Close gates in what is fed to the part of a graph behind a cut."""
+"""What is fed to the part of a graph behind a cut, with gates closed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from onnxprune.probing.engine.tasks import OPEN, Closing, Probe, Split, Taking, gate_values
 
 
-class Closer:
+class GatedFeeds:
     """
-    Closes gates in what is fed, and opens them again.
+    Feeds in which gates are closed for some probes, and opened again.
 
     The tensors that come across are copied once for all probes of a portion; a probe then changes only its channels.
     """
@@ -71,42 +71,46 @@ class Closer:
         return np.ascontiguousarray(values if closing.batch_axis < closing.axis else values.T).reshape(shape)
 
 
-class Taker:
-    """Takes closed channels off the output of a sink."""
+class SinkOutput:
+    """
+    The output of an affine sink, off which the terms of closed channels are taken.
+
+    `sink` runs the sink on some positions of its tensor, already gated, given these and their numbers. What it says of
+    zeros is its bias alone, which is in the output and in the terms as well.
+    """
 
     def __init__(
         self,
         taking: Taking,
         kept: Mapping[str, np.ndarray],
-        rows: int,
         repeats: int,
         sink: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ) -> None:
-        self._taking, self._rows, self._repeats, self._sink = taking, rows, repeats, sink
-        self.output = taking.output
+        self._taking, self._repeats, self._sink = taking, repeats, sink
+        self._batch_axis = taking.batch_axis or 0
+        self.name = taking.output
         self._data = kept[taking.data]
-        whole = np.concatenate([kept[taking.output]] * repeats, axis=taking.batch_axis or 0)
-        self._outputs = np.moveaxis(whole, taking.batch_axis or 0, 0)
-        self._open = np.moveaxis(kept[taking.output], taking.batch_axis or 0, 0)
+        self._output = np.concatenate([kept[taking.output]] * repeats, axis=self._batch_axis)
+        self._rows = np.moveaxis(self._output, self._batch_axis, 0)
+        self._open = np.moveaxis(kept[taking.output], self._batch_axis, 0)
         first = np.array([0])
-        nothing = self._sink(np.zeros_like(np.take(self._data, first, taking.axis)), first)
-        self._and_nothing = self._open + np.moveaxis(nothing, taking.batch_axis or 0, 0)
-        self._whole = whole
+        bias = self._sink(np.zeros_like(np.take(self._data, first, taking.axis)), first)
+        self._and_bias = self._open + np.moveaxis(bias, self._batch_axis, 0)
 
-    def taken_off(self, probes: Sequence[Probe]) -> np.ndarray:
+    def closed(self, probes: Sequence[Probe]) -> np.ndarray:
         """The output, for each probe without the terms of its closed channels."""
         each = len(self._open)
         for number in range(self._repeats):
-            rows = self._outputs[number * each : (number + 1) * each]
+            rows = self._rows[number * each : (number + 1) * each]
             probe = probes[number] if number < len(probes) else OPEN
             gates = gate_values(self._taking.channels, probe)
             positions = np.flatnonzero(gates != 1)
             if len(positions):
                 terms = self._sink(self._closed_away(positions, gates), positions)
-                np.subtract(self._and_nothing, np.moveaxis(terms, self._taking.batch_axis or 0, 0), out=rows)
+                np.subtract(self._and_bias, np.moveaxis(terms, self._batch_axis, 0), out=rows)
             else:
                 rows[...] = self._open
-        return self._whole
+        return self._output
 
     def _closed_away(self, positions: np.ndarray, gates: np.ndarray) -> np.ndarray:
         """What the gates take away from the tensor, at these positions alone."""

@@ -41,7 +41,7 @@ PAGE = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Address:
     """Where a lab is: its key, and the folder on the machine that made it."""
 
     key: str
@@ -68,9 +68,9 @@ class Lab:
         self._folder.cleanup()
 
     @property
-    def room(self) -> Room:
+    def address(self) -> Address:
         """Where the lab is, by a key that changes with its contents."""
-        return Room(f"{self._key}.{self._files}", self._folder.name)
+        return Address(f"{self._key}.{self._files}", self._folder.name)
 
     @property
     def path(self) -> Path:
@@ -152,15 +152,15 @@ _unpacked: dict[str, tempfile.TemporaryDirectory[str]] = {}
 _unpacking = threading.Lock()
 
 
-def folder_of(room: Room, contents: Mapping[str, bytes] | None) -> Path | None:
+def folder_of(address: Address, contents: Mapping[str, bytes] | None) -> Path | None:
     """The lab's folder as this process sees it, unpacked from its contents if need be; None if there is neither."""
-    if Path(room.folder).is_dir():
-        return Path(room.folder)
+    if Path(address.folder).is_dir():
+        return Path(address.folder)
     with _unpacking:  # a worker may have several threads
-        if room.key not in _unpacked and contents is not None:
+        if address.key not in _unpacked and contents is not None:
             folder = own_folder()
             for name, content in contents.items():
                 (Path(folder.name) / name).write_bytes(content)
             _unpacked.clear()  # labs of earlier runs are not needed any more
-            _unpacked[room.key] = folder
-        return Path(_unpacked[room.key].name) if room.key in _unpacked else None
+            _unpacked[address.key] = folder
+        return Path(_unpacked[address.key].name) if address.key in _unpacked else None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune.probing.engine.closing import Closer, Taker
+from onnxprune.probing.engine.closing import GatedFeeds, SinkOutput
 from onnxprune.probing.engine.lab import folder_of
 from onnxprune.probing.engine.splitting import SINK_DATA, SINK_WEIGHT
 from onnxprune.probing.engine.tasks import LABELS, Probe, Taking, Task, kept_name
@@ -22,15 +22,15 @@ def run_task(task: Task, contents: Mapping[str, bytes] | None = None) -> np.ndar
 
     None when this process has not got the lab: then it wants the same task again, with the lab's contents.
     """
-    folder = folder_of(task.room, contents)
+    folder = folder_of(task.lab, contents)
     if folder is None:
         return None
-    bench = Bench(task, folder)
-    return np.concatenate([bench.losses(number) for number in range(len(task.portions))], axis=1)
+    runner = Runner(task, folder)
+    return np.concatenate([runner.losses(number) for number in range(len(task.portions))], axis=1)
 
 
-class Bench:
-    """The two parts of a cut, ready to run."""
+class Runner:
+    """A task with all that it needs at hand: the two parts of its cut, and the samples."""
 
     def __init__(self, task: Task, folder: Path) -> None:
         self.task, self.split, self.setting, self.folder = task, task.split, task.setting, folder
@@ -48,16 +48,16 @@ class Bench:
         feed = {name: self._of(rows, self.arrays[name]) for name in self.setting.samples.arrays}
         kept = self._kept(portion, feed)
         fixed = self._repeated(kept, feed, repeats) | self._targets(rows, repeats)
-        closing = Closer(self.split, kept, fixed, len(rows), repeats)
-        takers = [Taker(taking, kept, len(rows), repeats, self._sink(taking)) for taking in self.split.takings]
+        gated = GatedFeeds(self.split, kept, fixed, len(rows), repeats)
+        sinks = [SinkOutput(taking, kept, repeats, self._sink(taking)) for taking in self.split.takings]
         found = np.full((len(self.task.probes), len(samples)), np.nan)
         for start in range(0 if self.task.checks or portion == 0 else 1, len(found), repeats):
             probes = self.task.probes[start : start + repeats]
-            with_gates = closing.closed(probes) | {taker.output: taker.taken_off(probes) for taker in takers}
-            feeds = {name: value for name, value in with_gates.items() if name in self.inputs}
+            closed = gated.closed(probes) | {sink.name: sink.closed(probes) for sink in sinks}
+            feeds = {name: value for name, value in closed.items() if name in self.inputs}
             outputs = self.behind.run(None, feeds | dict(probes[0].constants))
-            found[start : start + len(probes)] = self._split(outputs, probes, samples, len(rows))
-            closing.open(probes)
+            found[start : start + len(probes)] = self._by_probe(outputs, probes, samples, len(rows))
+            gated.open(probes)
         return found
 
     def _sink(self, taking: Taking) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -129,7 +129,7 @@ class Bench:
         targets = {name: self._of(rows, self.arrays[name]) for name in names}
         return {name: np.concatenate([value] * repeats) if repeats > 1 else value for name, value in targets.items()}
 
-    def _split(
+    def _by_probe(
         self, outputs: Sequence[np.ndarray], probes: Sequence[Probe], samples: np.ndarray, rows: int
     ) -> np.ndarray:
         """Losses `[probes, samples]` of one run."""

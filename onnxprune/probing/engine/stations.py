@@ -98,7 +98,7 @@ class Stations:
         fitting = max(1, self._rows // len(self._calibration)) if station.shares_runs else 1
         runs = -(-len(probes) // fitting)
         in_each = -(-len(probes) // runs)  # no run that is nearly empty
-        return Task(self._lab.room, self._setting, split, tuple(probes), portions, in_each, checks)
+        return Task(self._lab.address, self._setting, split, tuple(probes), portions, in_each, checks)
 
     def _fill(self) -> Setting:
         """Write the samples and what the loss compares with into the lab."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.probing.calibration import Calibration
 from onnxprune.probing.engine.cutting import Across
-from onnxprune.probing.engine.lab import KEPT, Room
+from onnxprune.probing.engine.lab import KEPT, Address
 from onnxprune.probing.losses import Loss
 
 
@@ -116,7 +116,7 @@ class Task:
     The first is there to be checked: it runs on the first portion only, unless `checks` says on all.
     """
 
-    room: Room
+    lab: Address
     setting: Setting
     split: Split
     probes: tuple[Probe, ...]
