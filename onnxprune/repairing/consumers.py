@@ -1,0 +1,114 @@
+"""
+Layers that can be refitted: those whose output is a sum of products of their input with a constant, plus a bias.
+
+    y = x · W + b        a matrix product, a convolution of any kernel, an einsum: the rules say which
+
+Such a layer is linear in its weight, so the best weight for given inputs and wanted outputs is a least squares problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+
+from onnx import TensorProto
+
+from onnxprune.coupling.couple import Couplings
+from onnxprune.coupling.types import facts_where
+from onnxprune.reading.graph import Node
+from onnxprune.rules.axes import Axis, Dim, leaves
+from onnxprune.rules.facts import AllOf, Contracted, Zero
+from onnxprune.rules.operation import Op, Tensor
+
+PRECISE = frozenset({int(TensorProto.FLOAT), int(TensorProto.DOUBLE)})
+"""Element types of layers that are refitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """
+    One such layer, by the numbers of its inputs.
+
+    `summed` is the axis of the weight that stands against the input's channels, `type` what both are; `made` is the
+    axis of the weight that counts outputs, `made_at` the same axis of the output. `bias` is the input that holds one
+    number for each output, of this node or of the addition behind it (`bias_node`); None where there is no bias.
+    """
+
+    node: Node
+    data: int
+    weight: int
+    summed: int
+    type: Axis
+    made: int
+    made_at: int
+    bias_node: Node
+    bias: int | None
+    element_type: int
+
+    @property
+    def input(self) -> str:
+        """The tensor that is read."""
+        return self.node.inputs[self.data]
+
+    @property
+    def output(self) -> str:
+        """The tensor that is made."""
+        return self.node.outputs[0]
+
+
+def consumers_of(couplings: Couplings, dims: Set[Dim]) -> tuple[Consumer, ...]:
+    """The layers that can be refitted, in graph order, from the first on that reads one of these Dims."""
+    everything = list(consumers(couplings))
+    reading = (place for place, one in enumerate(everything) if not dims.isdisjoint(leaves(one.type)))
+    return tuple(everything[next(reading, len(everything)) :])
+
+
+def consumers(couplings: Couplings) -> Iterator[Consumer]:
+    """Every layer of the model that can be refitted."""
+    for op, fact in facts_where(couplings.typing, Contracted):
+        if fact.affine and fact.tensor.name not in couplings.graph.constants and len(op.results) == 1:
+            yield from consumer_at(op, fact, couplings)
+
+
+def consumer_at(op: Op, fact: Contracted, couplings: Couplings) -> Iterator[Consumer]:
+    """The layer as a consumer, if its other operand is a constant with one axis for its outputs."""
+    graph, axes = couplings.graph, couplings.typing.axes
+    data = next(number for number, tensor in enumerate(op.inputs) if tensor is fact.tensor)
+    summed_type = axes(fact.tensor)[fact.axis]
+    weights = [number for number, one in enumerate(op.inputs) if number != data and any(one is by for by in fact.by)]
+    rest = [number for number, one in enumerate(op.inputs) if one is not None and number not in (data, *weights)]
+    if len(weights) != 1 or any(op.node.inputs[number] not in graph.constants for number in (*weights, *rest)):
+        return
+    weight, output = op.inputs[weights[0]], op.results[0]
+    assert weight is not None
+    summed = [number for number, axis in enumerate(axes(weight)) if axis == summed_type]
+    made = [
+        (number, at)
+        for number, axis in enumerate(axes(weight))
+        for at, other in enumerate(axes(output))
+        if axis == other and number not in summed
+    ]
+    kinds = {graph.element_types.get(fact.tensor.name), graph.constants[weight.name].tensor.data_type}
+    if len(summed) != 1 or len(made) != 1 or len(rest) > 1 or len(kinds) != 1 or not kinds <= PRECISE:
+        return
+    ((along, at),) = made
+    bias_node, bias = (op.node, rest[0]) if rest else added_bias(output, at, couplings) or (op.node, None)
+    element_type = graph.element_types[fact.tensor.name]
+    yield Consumer(op.node, data, weights[0], summed[0], summed_type, along, at, bias_node, bias, element_type)
+
+
+def added_bias(output: Tensor, made_at: int, couplings: Couplings) -> tuple[Node, int] | None:
+    """The node that alone reads the output and adds a constant of one number for each of its channels to it."""
+    graph, typing = couplings.graph, couplings.typing
+    readers = graph.readers.get(output.name, ())
+    if len(readers) != 1 or any(port.name == output.name for port in graph.outputs):
+        return None
+    ((node, index),) = readers
+    others = [number for number, name in enumerate(node.inputs) if number != index and name]
+    if len(others) != 1 or node.inputs[others[0]] not in graph.constants:
+        return None
+    constant = typing.at(node, others[0])
+    assert constant is not None
+    wide = [axis for axis in typing.axes(constant) if axis.size > 1]
+    adds = any(isinstance(fact, Zero) and isinstance(fact.when, AllOf) for fact in typing.stated[node.position].facts)
+    return (node, others[0]) if adds and wide == [typing.axes(output)[made_at]] else None
