@@ -22,7 +22,7 @@ BUILDERS = {
     "reading/graph.py": "Constant nodes hold weights",
     "reading/observing.py": "adds nodes that measure, and zeros in place of weights",
     "probing/engine/splitting.py": "puts gates in front of sinks",
-    "probing/losses.py": "builds the loss into the graph",
+    "probing/loss_graph.py": "builds the loss into the graph",
     "rewriting/editing.py": "adds Constant nodes to models of old IR versions",
     "rewriting/mending.py": "adds the factors that mend a size",
     "rewriting/shape_graph.py": "passes measured sizes through to its outputs",

@@ -22,7 +22,8 @@ from onnxprune.probing.calibration import Calibration, Data, gather
 from onnxprune.probing.engine.engine import Question
 from onnxprune.probing.engine.means import Means
 from onnxprune.probing.engine.tasks import Probe
-from onnxprune.probing.losses import Loss, LossName, UserLoss, losses_from, outputs_of
+from onnxprune.probing.loss_graph import losses_from
+from onnxprune.probing.losses import Loss, LossName, UserLoss, outputs_of
 from onnxprune.probing.samples import Samples
 from onnxprune.probing.sensitivities import Sensitivities, sensitivities_of
 from onnxprune.reading.observing import CPU

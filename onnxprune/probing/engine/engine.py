@@ -24,7 +24,8 @@ from onnxprune.probing.engine.sizes import rows_of_the_model
 from onnxprune.probing.engine.stations import Key, Stations
 from onnxprune.probing.engine.tasks import Probe, Task
 from onnxprune.probing.engine.workers import Results, run_elsewhere, run_here, run_in_processes
-from onnxprune.probing.losses import Loss, losses_from, outputs_of
+from onnxprune.probing.loss_graph import losses_from
+from onnxprune.probing.losses import Loss, outputs_of
 from onnxprune.reading.observing import Session, session_for
 from onnxprune.rules.axes import Dim
 

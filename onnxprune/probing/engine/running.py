@@ -12,7 +12,8 @@ from onnxprune.probing.engine.closing import GatedFeeds, SinkOutput
 from onnxprune.probing.engine.lab import folder_of
 from onnxprune.probing.engine.splitting import SINK_DATA, SINK_WEIGHT
 from onnxprune.probing.engine.tasks import LABELS, Probe, Taking, Task, kept_name
-from onnxprune.probing.losses import target_name, user_losses
+from onnxprune.probing.loss_graph import target_name
+from onnxprune.probing.losses import user_losses
 from onnxprune.reading.observing import Session, session_for
 
 

@@ -9,7 +9,8 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from onnxprune.coupling.types import Use
 from onnxprune.probing.engine.cutting import Cut, Sink
 from onnxprune.probing.gates import Gate
-from onnxprune.probing.losses import Loss, loss_nodes
+from onnxprune.probing.loss_graph import loss_nodes
+from onnxprune.probing.losses import Loss
 from onnxprune.reading.graph import Constant, Graph, read_by
 
 SINK_DATA, SINK_WEIGHT = "onnxprune.data", "onnxprune.weight"

@@ -17,7 +17,8 @@ from onnxprune.probing.engine.sizes import ROWS_A_RUN, bytes_of, demand_of, scal
 from onnxprune.probing.engine.splitting import closed_name, gate_name, part_before, part_behind, part_of_sink
 from onnxprune.probing.engine.tasks import LABELS, Closing, Probe, Setting, Split, Taking, Task, kept_name
 from onnxprune.probing.gates import Gate, standings
-from onnxprune.probing.losses import Loss, target_name
+from onnxprune.probing.loss_graph import target_name
+from onnxprune.probing.losses import Loss
 from onnxprune.reading.graph import Graph
 from onnxprune.reading.observing import session_for
 from onnxprune.rules.axes import Dim
