@@ -23,7 +23,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.probing.calibration import gather
 from onnxprune.probing.engine import engine, workers
 from onnxprune.probing.engine.engine import Engine
-from onnxprune.probing.engine.lab import FOLDER, own_folder
+from onnxprune.probing.engine.lab import FOLDER, Address, folder_of, own_folder
 from onnxprune.probing.engine.means import TASKS_A_WORKER, Means
 from onnxprune.probing.engine.tasks import Task
 from onnxprune.probing.losses import UserLoss, prepare_loss
@@ -243,6 +243,18 @@ def test_what_other_machines_left_is_not_touched(tmp_path: Path, monkeypatch: py
     own = own_folder()
     assert {Path(own.name), elsewhere} == set(tmp_path.iterdir())
     own.cleanup()
+
+
+def test_a_lab_in_use_outlives_its_successor(tmp_path: Path) -> None:
+    """A thread of a worker that serves two runs does not lose the lab of one to the other."""
+    first, second = (Address(key, str(tmp_path / "elsewhere")) for key in ("first", "second"))
+    with folder_of(first, {"file": b"1"}) as folder:
+        assert folder is not None
+        with folder_of(second, {"file": b"2"}):
+            assert (folder / "file").read_bytes() == b"1"
+    with folder_of(first, None) as gone:
+        assert gone is None
+    assert not folder.exists()
 
 
 def test_a_full_disk_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

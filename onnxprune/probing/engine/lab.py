@@ -152,10 +152,16 @@ _unpacked: dict[str, tempfile.TemporaryDirectory[str]] = {}
 _unpacking = threading.Lock()
 
 
-def folder_of(address: Address, contents: Mapping[str, bytes] | None) -> Path | None:
-    """The lab's folder as this process sees it, unpacked from its contents if need be; None if there is neither."""
+@contextmanager
+def folder_of(address: Address, contents: Mapping[str, bytes] | None) -> Iterator[Path | None]:
+    """
+    The lab's folder as this process sees it, unpacked from its contents if need be; None if there is neither.
+
+    What was unpacked stays until another lab takes its place, and at least for the `with` block.
+    """
     if Path(address.folder).is_dir():
-        return Path(address.folder)
+        yield Path(address.folder)
+        return
     with _unpacking:  # a worker may have several threads
         if address.key not in _unpacked and contents is not None:
             folder = own_folder()
@@ -163,4 +169,5 @@ def folder_of(address: Address, contents: Mapping[str, bytes] | None) -> Path | 
                 (Path(folder.name) / name).write_bytes(content)
             _unpacked.clear()  # labs of earlier runs are not needed any more
             _unpacked[address.key] = folder
-        return Path(_unpacked[address.key].name) if address.key in _unpacked else None
+        held = _unpacked.get(address.key)  # it is removed when nothing refers to it any more
+    yield Path(held.name) if held else None

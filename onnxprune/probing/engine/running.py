@@ -23,11 +23,11 @@ def run_task(task: Task, contents: Mapping[str, bytes] | None = None) -> np.ndar
 
     None when this process has not got the lab: then it wants the same task again, with the lab's contents.
     """
-    folder = folder_of(task.lab, contents)
-    if folder is None:
-        return None
-    runner = Runner(task, folder)
-    return np.concatenate([runner.losses(number) for number in range(len(task.portions))], axis=1)
+    with folder_of(task.lab, contents) as folder:
+        if folder is None:
+            return None
+        runner = Runner(task, folder)
+        return np.concatenate([runner.losses(number) for number in range(len(task.portions))], axis=1)
 
 
 class Runner:

@@ -56,13 +56,8 @@ class Stations:
     def __init__(
         self, lab: Lab, couplings: Couplings, calibration: Calibration, loss: Loss, means: Means, *, rows_are_free: bool
     ) -> None:
-        self._lab, self._couplings, self._calibration, self._loss, self._means = (
-            lab,
-            couplings,
-            calibration,
-            loss,
-            means,
-        )
+        self._lab, self._means = lab, means
+        self._couplings, self._calibration, self._loss = couplings, calibration, loss
         self._rows_are_free = rows_are_free
         self._rows = ROWS_A_RUN
         self._stations: dict[Key, Station] = {}
