@@ -21,7 +21,7 @@ import pytest
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.probing.calibration import gather
-from onnxprune.probing.engine import engine, workers
+from onnxprune.probing.engine import engine, running, workers
 from onnxprune.probing.engine.engine import Engine
 from onnxprune.probing.engine.lab import FOLDER, Address, folder_of, own_folder
 from onnxprune.probing.engine.means import TASKS_A_WORKER, Means
@@ -255,6 +255,21 @@ def test_a_lab_in_use_outlives_its_successor(tmp_path: Path) -> None:
     with folder_of(first, None) as gone:
         assert gone is None
     assert not folder.exists()
+
+
+def test_what_stops_a_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that does not run is a message with what to do, not a traceback of ONNX Runtime's."""
+
+    class Full:
+        def get_inputs(self) -> list[object]:
+            return []
+
+        def run(self, *_: object) -> None:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+
+    monkeypatch.setattr(running, "session_for", lambda *_, **__: Full())
+    with pytest.raises(OnnxPruneError, match=r"Failed to allocate memory.*--jobs 1"):
+        scores(Means(jobs=1))
 
 
 def test_a_full_disk_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxprune.errors import OnnxPruneError
+from onnxprune.probing.calibration import first_line
 from onnxprune.probing.engine.closing import GatedFeeds, SinkOutput
 from onnxprune.probing.engine.lab import folder_of
 from onnxprune.probing.engine.splitting import SINK_DATA, SINK_WEIGHT
@@ -56,7 +58,7 @@ class Runner:
             probes = self.task.probes[start : start + repeats]
             closed = gated.closed(probes) | {sink.name: sink.closed(probes) for sink in sinks}
             feeds = {name: value for name, value in closed.items() if name in self.inputs}
-            outputs = self.behind.run(None, feeds | dict(probes[0].constants))
+            outputs = ran(self.behind, None, feeds | dict(probes[0].constants))
             found[start : start + len(probes)] = self._by_probe(outputs, probes, samples, len(rows))
             gated.open(probes)
         return found
@@ -68,7 +70,7 @@ class Runner:
 
         def run(data: np.ndarray, positions: np.ndarray) -> np.ndarray:
             part = np.take(weight, positions, taking.weight_axis)
-            (output,) = alone.run(None, {SINK_DATA: data, SINK_WEIGHT: part})
+            (output,) = ran(alone, None, {SINK_DATA: data, SINK_WEIGHT: part})
             return np.asarray(output)
 
         return run
@@ -96,7 +98,7 @@ class Runner:
             if path.exists():
                 found[name] = np.load(path)
         missing = [one.name for one in self.split.across if one.name not in found]
-        made = self._before.run(missing, self._needed(feed)) if missing else []
+        made = ran(self._before, missing, self._needed(feed)) if missing else []
         return found | dict(zip(missing, made, strict=True))
 
     def _needed(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -118,7 +120,7 @@ class Runner:
         if shared:  # it may count the rows of a run, as may integers
             rows = {name: np.concatenate([value] * repeats) for name, value in feed.items()}
             made = [name for name in shared if name not in feed]
-            found |= dict(zip(made, self._before.run(made, self._needed(rows)), strict=True)) if made else {}
+            found |= dict(zip(made, ran(self._before, made, self._needed(rows)), strict=True)) if made else {}
             found |= {name: rows[name] for name in shared if name in feed}
         return found
 
@@ -142,6 +144,17 @@ class Runner:
         each = [output[None] if loss.stacked else output for output in outputs]
         parts = ([one[n * rows : n * rows + len(samples)] for one in each] for n in range(len(probes)))
         return np.stack([user_losses(loss, targets, part, samples, labels) for part in parts])
+
+
+def ran(session: Session, names: Sequence[str] | None, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """What a part of the model gives for this feed."""
+    try:
+        return list(session.run(names, feed))
+    except Exception as failure:  # ONNX Runtime raises many kinds
+        raise OnnxPruneError(
+            f"Expected a part of the model to run as the whole of it does, found: {first_line(failure)} "
+            "If there is too little memory, give --jobs 1 or less with --memory; else please report the model."
+        ) from None
 
 
 @lru_cache(maxsize=2)

@@ -13,6 +13,7 @@ from onnxprune.probing.calibration import Calibration
 from onnxprune.probing.engine.cutting import Across, Cut, Sink, cut_for, leading_to
 from onnxprune.probing.engine.lab import Lab
 from onnxprune.probing.engine.means import Means
+from onnxprune.probing.engine.running import ran
 from onnxprune.probing.engine.sizes import ROWS_A_RUN, bytes_of, demand_of, scale_of, share_of
 from onnxprune.probing.engine.splitting import closed_name, gate_name, part_before, part_behind, part_of_sink
 from onnxprune.probing.engine.tasks import LABELS, Closing, Probe, Setting, Split, Taking, Task, kept_name
@@ -167,7 +168,7 @@ class Stations:
         self._kept |= {name: next(self._numbers) for name in wanted}
         for number, samples in enumerate(self._calibration.batches(self._rows)):
             feed = self._calibration.at(self._calibration.filled(samples))
-            made = before.run(list(wanted), {port.name: feed[port.name] for port in before.get_inputs()})
+            made = ran(before, wanted, {port.name: feed[port.name] for port in before.get_inputs()})
             for name, value in zip(wanted, made, strict=True):
                 self._lab.add_array(kept_name(self._kept[name], number), value)
 
