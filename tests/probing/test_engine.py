@@ -12,9 +12,11 @@ from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.probing.calibration import Calibration, gather
 from onnxprune.probing.engine import engine as engine_module
 from onnxprune.probing.engine import sizes
+from onnxprune.probing.engine.cutting import cut_for
 from onnxprune.probing.engine.engine import Engine, Question
 from onnxprune.probing.engine.means import Means
 from onnxprune.probing.engine.running import run_task
+from onnxprune.probing.engine.sizes import demand_of
 from onnxprune.probing.engine.tasks import Probe
 from onnxprune.probing.gates import gates_of
 from onnxprune.probing.losses import prepare_loss
@@ -538,6 +540,23 @@ MEMORIES = (100, 4000, 20_000, 100_000)
 def light_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """All memory goes to rows."""
     monkeypatch.setattr(sizes, "PROCESS_BYTES", 0)
+
+
+def test_memory_is_there_for_what_is_computed_for_all_rows_of_a_run() -> None:
+    """What may count rows takes the part before the cut once more, on as many rows as probes share a run."""
+    couplings = coupled(
+        build("""
+            a = MatMul(x[N,5], w1[5,8])
+            b = Relu(a)
+            c = MatMul(b, w2[8,3])
+            d = MatMul(x, w3[5,900])
+            e = Tanh(d)
+            f = ReduceSum<keepdims=0>(e)
+            y = Add(c, f)
+        """)
+    )
+    demand = demand_of(couplings, cut_for(couplings, couplings.group("a").dims, ["y"]), samples_for(couplings))
+    assert demand.row >= demand.sample > 900
 
 
 def test_half_precision() -> None:

@@ -29,6 +29,9 @@ from onnxprune.rules.facts import Contracted, Stores
 PRECISE = frozenset({int(TensorProto.FLOAT), int(TensorProto.DOUBLE)})
 """Element types in which terms may be taken off a sum without losing what matters."""
 
+INTEGERS = frozenset({int(TensorProto.INT8), int(TensorProto.INT16), int(TensorProto.INT32), int(TensorProto.INT64)})
+"""Element types that may count."""
+
 
 @dataclass(frozen=True, slots=True)
 class Across:
@@ -37,6 +40,12 @@ class Across:
     name: str
     batch_axis: int | None
     shared: bool
+    integer: bool = False
+
+    @property
+    def counts_rows(self) -> bool:
+        """May it hold the number of rows of a run, so that it must be computed for all of them, not repeated?"""
+        return self.batch_axis is None or self.integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,4 +260,4 @@ def across(name: str, couplings: Couplings) -> Across:
     """The tensor, with what its dimension types say of its samples."""
     types = couplings.typing.axes(couplings.typing.tensors[name])
     shared = all(couplings.batch.isdisjoint(leaves(axis)) for axis in types)
-    return Across(name, batch_axis(types, couplings.batch), shared)
+    return Across(name, batch_axis(types, couplings.batch), shared, couplings.graph.element_types[name] in INTEGERS)

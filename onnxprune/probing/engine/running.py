@@ -110,18 +110,15 @@ class Runner:
         """What comes across, for as many samples as share a run."""
         if repeats == 1:
             return dict(kept)
-        axes = {one.name: one.batch_axis for one in self.split.across}
+        made = [one.name for one in self.split.across if one.counts_rows and one.name not in feed]
         found = {
-            name: np.concatenate([value] * repeats, axis=axis)
-            for name, value in kept.items()
-            if (axis := axes[name]) is not None and value.dtype.kind != "i"
+            one.name: np.concatenate([kept[one.name]] * repeats, axis=one.batch_axis or 0)
+            for one in self.split.across
+            if one.name not in made
         }
-        shared = [name for name in kept if name not in found]
-        if shared:  # it may count the rows of a run, as may integers
+        if made:
             rows = {name: np.concatenate([value] * repeats) for name, value in feed.items()}
-            made = [name for name in shared if name not in feed]
-            found |= dict(zip(made, ran(self._before, made, self._needed(rows)), strict=True)) if made else {}
-            found |= {name: rows[name] for name in shared if name in feed}
+            found |= dict(zip(made, ran(self._before, made, self._needed(rows)), strict=True))
         return found
 
     def _targets(self, rows: np.ndarray, repeats: int) -> dict[str, np.ndarray]:

@@ -52,10 +52,12 @@ def demand_of(couplings: Couplings, cut: Cut, calibration: Calibration) -> Deman
     changed = (*(gate.tensor for gate in cut.fed), *(sink.output for sink in cut.sinks))
     copies = sum(bytes_of(name, graph) for name in (*kept, *changed))
     weights = {name for position in (*cut.before, *cut.behind) for name in graph.nodes[position].reads}
+    behind, before = 2 * copies + most_alive(graph, cut.behind), copies + most_alive(graph, cut.before)
+    again = any(one.counts_rows and one.name in graph.makers for one in cut.across)
     return Demand(
         weights=sum(bytes_of(name, graph) for name in weights & graph.constants.keys()),
-        row=scale * (2 * copies + most_alive(graph, cut.behind)),
-        sample=scale * (copies + most_alive(graph, cut.before)),
+        row=scale * (max(behind, before) if again else behind),
+        sample=scale * before,
     )
 
 
