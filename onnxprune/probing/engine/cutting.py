@@ -23,7 +23,7 @@ from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import Use
 from onnxprune.probing.gates import Gate, batch_axis, gates_of
 from onnxprune.reading.graph import NUMPY_TYPES, Graph
-from onnxprune.rules.axes import Dim, leaves
+from onnxprune.rules.axes import Axis, Dim, leaves
 from onnxprune.rules.facts import Contracted, Stores
 
 PRECISE = frozenset({int(TensorProto.FLOAT), int(TensorProto.DOUBLE)})
@@ -184,9 +184,9 @@ def affine_sink(couplings: Couplings, gate: Gate, use: Use) -> Sink | None:
         fact for fact in facts if isinstance(fact, Contracted) and fact.tensor is data and fact.axis == gate.axis
     )
     others = [(number, other) for number, other in enumerate(op.inputs) if other is not None and number != index]
-    if not fact.affine or couplings.graph.element_types.get(gate.tensor) not in PRECISE or len(op.results) != 1:
-        return None
-    if any(other.name not in couplings.graph.constants for _, other in others):
+    precise = couplings.graph.element_types.get(gate.tensor) in PRECISE
+    constant = all(other.name in couplings.graph.constants for _, other in others)
+    if not (fact.affine and precise and constant and len(op.results) == 1):
         return None
     matching = [
         (number, axis)
@@ -195,16 +195,19 @@ def affine_sink(couplings: Couplings, gate: Gate, use: Use) -> Sink | None:
         for axis, type_ in enumerate(typing.axes(other))
         if type_ == gate.type
     ]
-    standing = [type_ for tensor in (*op.tensors, *op.results) for type_ in typing.axes(tensor)]
-    dims = set(leaves(gate.type))
-    if len(matching) != 1 or sum(not dims.isdisjoint(leaves(type_)) for type_ in standing) != 2:
-        return None
-    if any(
-        isinstance(fact, Stores) and not dims.isdisjoint(leaves(typing.solver.resolve(fact.size))) for fact in facts
-    ):
+    if len(matching) != 1 or len(places_of(gate.type, couplings, position)) != 2:
         return None
     ((weight, weight_axis),) = matching
     return Sink(gate, position, index, weight, weight_axis, op.node.outputs[0])
+
+
+def places_of(channels: Axis, couplings: Couplings, position: int) -> list[Axis]:
+    """Where any of these channels stand at a node: the types of its tensors' axes, and of the sizes that it stores."""
+    typing, dims = couplings.typing, set(leaves(channels))
+    op, facts = typing.stated[position].op, typing.stated[position].facts
+    axes = [axis for tensor in (*op.tensors, *op.results) for axis in typing.axes(tensor)]
+    sizes = [typing.solver.resolve(fact.size) for fact in facts if isinstance(fact, Stores)]
+    return [axis for axis in (*axes, *sizes) if not dims.isdisjoint(leaves(axis))]
 
 
 def reached_from(graph: Graph, starts: Set[int]) -> set[int]:
