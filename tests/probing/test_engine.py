@@ -28,6 +28,7 @@ from tests.probing.engines import (
     assert_engines_agree,
     assert_scores_are_loss_changes,
     exact,
+    question,
     questions_about,
 )
 from tests.probing.test_exactness import TWINS
@@ -557,6 +558,28 @@ def test_memory_is_there_for_what_is_computed_for_all_rows_of_a_run() -> None:
     )
     demand = demand_of(couplings, cut_for(couplings, couplings.group("a").dims, ["y"]), samples_for(couplings))
     assert demand.row >= demand.sample > 900
+
+
+@pytest.mark.usefixtures("light_processes")
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_samples_that_disturb_each_other_are_compared_with_their_like(memory: int) -> None:
+    """However many run at once: with all gates open nothing changes."""
+    couplings = coupled(
+        build("""
+            a = MatMul(x[N,5], w1[5,8])
+            b = Relu(a)
+            c = ReduceMean<keepdims=1>(b, s1{0})
+            d = Tanh(c)
+            e = Add(b, d)
+            y = MatMul(e, w2[8,3])
+        """)
+    )
+    calibration = samples_for(couplings)
+    loss = prepare_loss(couplings.graph, calibration, "mse")
+    (group,) = exact(couplings)
+    with Engine(couplings, calibration, loss, Means(jobs=4, memory=memory)) as engine:
+        (answer,) = engine.answers([question(group, [])])
+    assert answer.mean == pytest.approx(0, abs=1e-6)
 
 
 def test_half_precision() -> None:

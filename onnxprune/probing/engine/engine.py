@@ -174,24 +174,30 @@ class Engine:
         return run_here(tasks) if processes == 1 else run_in_processes(tasks, self._lab, processes)
 
     def _checked(self, key: Key, task: Task, losses: np.ndarray) -> np.ndarray:
-        """The losses, if with all gates open they are the model's own; else those of the whole model, run once more."""
+        """
+        The losses, if with all gates open they are the model's own; else those of the whole model, run once more.
+
+        The first are with all gates open, on all samples. Those of the whole model may differ from its own as well:
+        where samples disturb each other, they depend on how many run at once.
+        """
         first = losses[0, : len(task.portions[0])]
         own = self._open[: len(first)]
-        if self._loss.user is not None or (np.abs(first - own) <= SAME_LOSS * np.maximum(1, np.abs(own))).all():
+        if self._loss.user is not None:
             return losses
+        if (np.abs(first - own) <= SAME_LOSS * np.maximum(1, np.abs(own))).all():
+            return np.vstack([self._open, losses[1:]])
         plain = replace(key, whole=True)
         self._stations.prepare([plain])
-        again = run_task(self._stations.task(plain, task.probes))
+        again = run_task(replace(self._stations.task(plain, task.probes), checks=True))
         assert again is not None
         return again
 
     def _differences(self, alike: Sequence[Question], losses: np.ndarray) -> Iterator[Answer]:
         """The answers from losses `[1 + probes, samples]`, the first with all gates open."""
-        opened = losses[0] if self._loss.user is not None else self._open
         position = 1
         for question in alike:
             after = position + len(question.probes)
-            changes = np.tensordot(question.weights, np.vstack([losses[position:after], opened]), 1)
+            changes = np.tensordot(question.weights, np.vstack([losses[position:after], losses[0]]), 1)
             position = after
             error = changes.std(ddof=1) / np.sqrt(len(changes)) if len(changes) > 1 else 0.0
             yield Answer(question, float(changes.mean()), float(error))
