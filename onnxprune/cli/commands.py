@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +71,7 @@ class DefaultGroup(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run; a user's mistake is one message and an exit code, never a traceback."""
         kwargs["standalone_mode"] = False
+        interrupt_on_termination()
         try:
             sys.exit(super().main(*args, **kwargs) or 0)
         except click.exceptions.Exit as leaving:
@@ -82,6 +85,18 @@ class DefaultGroup(click.Group):
             fail(str(failure), failure.exit_code)
         except BrokenPipeError:
             sys.exit(1)
+
+
+def interrupt_on_termination() -> None:
+    """Let a request to terminate, or a terminal that is gone, end the program as Ctrl-C does: nothing is left over."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), interrupt)
 
 
 @click.group(cls=DefaultGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -101,11 +101,13 @@ def effort_of(
 
 def samples_said(text: str, precise: bool) -> Samples:
     """A number of samples, "auto" or "all"."""
+    if precise and text not in ("auto", "all"):
+        raise UsageError("Expected --precise or --probe-samples, found both. Leave one out.")
     if precise or text == "all":
         return "all"
     if text == "auto":
         return "auto"
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"Expected for --probe-samples a number of 1 or more, auto or all; found {text!r}.")
     return int(text)
 

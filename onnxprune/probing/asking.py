@@ -68,7 +68,7 @@ class Measured:
         """What a user should know of where the answers came from."""
         notes = []
         if self.dropped:
-            notes.append(f"{self.dropped:,} damaged lines of {self.path} were dropped and are measured again.")
+            notes.append(f"Damaged lines of {self.path} were dropped, and are measured again: {self.dropped:,}.")
         if self.reused:
             notes.append(f"{self.reused:,} of {len(self.answers):,} probes were run before: taken from {self.path}.")
         return tuple(notes)

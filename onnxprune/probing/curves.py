@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from onnxprune.coupling.couple import Couplings, Group
+from onnxprune.errors import UsageError
 from onnxprune.probing.asking import Effort, Inquiry, Measured, Progress, inquiry_for
 from onnxprune.probing.calibration import Calibration, Data, gather
 from onnxprune.probing.engine.engine import Question
@@ -25,6 +26,7 @@ from onnxprune.probing.engine.tasks import Probe
 from onnxprune.probing.losses import Loss, LossName, UserLoss
 from onnxprune.probing.samples import Samples
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, finite
+from onnxprune.reading.graph import Constant
 from onnxprune.reading.records import STRICT, json_text
 
 SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
@@ -96,6 +98,9 @@ def width_curves(
         shares: parts of the channels that go; at least one channel stays.
         repair: gives the layers that read a group other weights for each width, before the loss is measured.
         means: what probing may use.
+
+    Raises:
+        UsageError: shares that are none, or a repair that gives something else than the constants' new numbers.
     """
     effort = Effort(samples, means or Means(), cache)
     chosen = [couplings.group(entry.name) for entry in scores.groups] if groups is None else list(groups)
@@ -113,7 +118,14 @@ def curves_of(
     repair: Repair | None = None,
 ) -> tuple[WidthCurves, Measured]:
     """The curves of these groups, and where their points came from."""
-    asked = {group.name: list(width_questions(group, scores, shares, repair)) for group in groups}
+    if not shares or any(not 0 <= share <= 1 for share in shares):
+        raise UsageError(f"Expected shares of channels that go, each from 0 to 1, found {list(shares)}.")
+    constants = inquiry.couplings.graph.constants
+
+    def repaired(group: Group, kept: np.ndarray) -> Mapping[str, np.ndarray]:
+        return checked_repair(repair(group, kept), group, constants) if repair else {}
+
+    asked = {group.name: list(width_questions(group, scores, shares, repaired)) for group in groups}
     questions = [question for alike in asked.values() for _, question in alike if question is not None]
     measurement = inquiry.measured(questions)
     curves = []
@@ -128,7 +140,7 @@ def curves_of(
 
 
 def width_questions(
-    group: Group, scores: Sensitivities, shares: Sequence[float], repair: Repair | None
+    group: Group, scores: Sensitivities, shares: Sequence[float], repair: Repair
 ) -> Iterator[tuple[int, Question | None]]:
     """The widths of a curve, widest first, each with its question; the full width needs none."""
     order = np.argsort(scores.importance(group.name), kind="stable")
@@ -137,9 +149,31 @@ def width_questions(
             yield width, None
             continue
         removed = np.sort(order[: group.size - width])
-        constants = dict(repair(group, np.setdiff1d(order, removed))) if repair else {}
+        constants = repair(group, np.setdiff1d(order, removed))
         name = f"width {width}, {fingerprint(removed, constants)}"
         yield width, Question(group.name, name, (Probe(tuple(map(int, removed)), 0.0, constants),), (1.0, -1.0))
+
+
+def checked_repair(
+    given: Mapping[str, np.ndarray], group: Group, constants: Mapping[str, Constant]
+) -> dict[str, np.ndarray]:
+    """What a repair gave, if it gave numbers for constants of the model in their own shapes and dtypes."""
+    if not isinstance(given, Mapping):
+        raise UsageError(f"Expected of the repair of {group.name!r} arrays by name, found {type(given).__name__}.")
+    for name, array in given.items():
+        where = f"of the repair of group {group.name!r}"
+        if name not in constants:
+            raise UsageError(f"Expected {where} names of the model's constants, found {name!r}, which is none.")
+        wanted = constants[name].array()
+        if not isinstance(array, np.ndarray) or (array.shape, array.dtype) != (wanted.shape, wanted.dtype):
+            found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise UsageError(
+                f"Expected {where} for {name!r} an array {wanted.dtype} {list(wanted.shape)}, found {found}. "
+                "Give it the constant's own shape and dtype."
+            )
+        if not np.isfinite(array).all():
+            raise UsageError(f"Expected {where} finite numbers for {name!r}, found NaN or infinity.")
+    return dict(given)
 
 
 def fingerprint(removed: np.ndarray, constants: Mapping[str, np.ndarray]) -> str:

@@ -94,6 +94,8 @@ def open_journal(folder: str | os.PathLike[str], key: str, about: Mapping[str, s
     header = json_line({"format": "onnxprune-journal", "version": 1, "key": key, **about})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise OSError(errno.EINVAL, "there is something else than a file")
         content = path.read_bytes() if path.exists() else b""
         first, *others = content.splitlines(keepends=True) or [b""]
         trusted = [(line, entry) for line in others if (entry := entry_in(line))] if first == header else []

@@ -109,6 +109,7 @@ autodiff; at 0.05 rounding makes that 4.6 %, at 0.02 more than 20 %.
 """
 
 SMALLEST_CURVATURE_STEP = 0.02
+SMALLEST_STEP = 1e-4
 
 
 def step(delta: float | None, order: int) -> float:
@@ -124,6 +125,11 @@ def step(delta: float | None, order: int) -> float:
         return 1.0 if order == 1 else CURVATURE_STEP
     if not 0 < delta <= 1:
         raise UsageError(f"Expected a delta above 0 and up to 1, found {delta}.")
+    if delta < SMALLEST_STEP:
+        raise UsageError(
+            f"Expected a delta of {SMALLEST_STEP} or more, found {delta}: over a smaller step the rounding of float32 "
+            "hides the difference. Give 0.004."
+        )
     if order == 2 and delta < SMALLEST_CURVATURE_STEP:
         raise UsageError(
             f"Expected for second derivatives a delta of {SMALLEST_CURVATURE_STEP} or more, found {delta}: over a "

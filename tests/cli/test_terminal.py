@@ -138,6 +138,16 @@ def test_quiet_shows_no_bar(tmp_path: Path) -> None:
     assert terminal.seen == ""
 
 
+def test_a_request_to_terminate_is_an_interruption(tmp_path: Path) -> None:
+    """As Ctrl-C is: one line, exit code 1, and nothing left over."""
+    terminal = Terminal([*RESNET, "--precise"], tmp_path)
+    terminal.until(CHANNELS_MEASURED)
+    terminal.process.send_signal(signal.SIGTERM)
+    assert terminal.finish() == 1
+    assert "Error: Interrupted; nothing was written." in terminal.seen
+    assert [path.name for path in tmp_path.iterdir()] == [".onnxprune"]
+
+
 @pytest.mark.parametrize("old", [None, b"an older model"])
 def test_ctrl_c_while_probing_leaves_no_file(old: bytes | None, tmp_path: Path) -> None:
     """One line, exit code 1, no temporary file but the journal, and an older OUT as it was."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from onnx import ModelProto, numpy_helper
 from pydantic import TypeAdapter
 
 from onnxprune.coupling.couple import Couplings, Group, couple
+from onnxprune.errors import UsageError
 from onnxprune.probing.curves import SHARES, Repair, WidthCurve, WidthCurves, width_curves
 from onnxprune.probing.engine.means import Means
 from onnxprune.probing.probe import probe
@@ -296,7 +298,7 @@ def test_curves_survive_json() -> None:
 def test_losses_that_are_no_numbers_are_very_large() -> None:
     """A width at which the outputs overflow is the worst of all, and JSON can say so."""
     couplings, data = nine_neurons(), {"x": np.eye(4, dtype=np.float32)}
-    broken = {"w2": np.full_like(constant_of(couplings, "w2"), np.inf)}
+    broken = {"w2": np.full_like(constant_of(couplings, "w2"), 3e38)}
     (curve,) = width_curves(
         couplings,
         magnitudes(couplings, couplings.groups),
@@ -306,3 +308,29 @@ def test_losses_that_are_no_numbers_are_very_large() -> None:
         means=Means(jobs=1),
     ).groups
     assert curve.losses[1:] == (float(np.finfo(np.float32).max),) * (len(curve.widths) - 1)
+
+
+@pytest.mark.parametrize("shares", [[], [-0.5], [float("nan")], [2.0]])
+def test_shares_that_are_none_are_refused(shares: list[float]) -> None:
+    """At least one, each from 0 to 1."""
+    couplings = bundled("mlp_torch")
+    with pytest.raises(UsageError, match=r"shares of channels that go, each from 0 to 1, found \["):
+        width_curves(couplings, magnitudes(couplings, couplings.groups), digits("mlp_torch", 4), shares=shares)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"none": np.zeros(3)}, "names of the model's constants, found 'none'"),
+        ({"output.weight": np.zeros((10, 128))}, r"an array float32 \[10, 128\], found float64 \[10, 128\]"),
+        ({"output.weight": [1.0]}, "found list"),
+        ({"output.bias": np.full(10, np.nan, np.float32)}, "finite numbers for 'output.bias'"),
+        (None, "arrays by name, found NoneType"),
+    ],
+)
+def test_a_repair_gives_constants_of_the_model(given: Any, message: str) -> None:
+    """Names, shapes, dtypes and numbers are looked at before anything runs; the group is named."""
+    couplings = bundled("mlp_torch")
+    scores = magnitudes(couplings, couplings.groups)
+    with pytest.raises(UsageError, match=message):
+        width_curves(couplings, scores, digits("mlp_torch", 4), repair=lambda group, kept: given)

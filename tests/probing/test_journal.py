@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -197,13 +198,21 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     """At once, with the system's reason: a file in its place, or a folder in the place of the journal."""
     (tmp_path / "file").touch()
     (tmp_path / NAME).mkdir()
-    for folder, reason in ((tmp_path / "file", "File exists"), (tmp_path, "Is a directory")):
+    for folder, reason in ((tmp_path / "file", "File exists"), (tmp_path, "there is something else than a file")):
         with pytest.raises(UsageError) as refusal:
             open_journal(folder, KEY, ABOUT)
         assert str(refusal.value) == (
             f"Expected a folder for the journal of probes at '{folder}', found that '{folder / NAME}' cannot be read "
             f"and written: {reason}. Name another folder."
         )
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path), lambda path: path.symlink_to("none")])
+def test_what_is_no_file_is_no_journal(make: Callable[[Path], None], tmp_path: Path) -> None:
+    """A pipe would wait for ever, and a link may lead anywhere."""
+    make(tmp_path / NAME)
+    with pytest.raises(UsageError, match="there is something else than a file"):
+        open_journal(tmp_path, KEY, ABOUT)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")

@@ -232,6 +232,19 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("onnxprune-*"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_go_with_their_parent(number: int, tmp_path: Path) -> None:
+    """However it ends: they would hold its pipes open, and their memory."""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "going\n"]
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    process.wait(timeout=10)
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
 def test_what_other_machines_left_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their processes may live, though none here has such a number; a dead process of this machine's is known."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
@@ -9,6 +12,7 @@ from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
+import psutil
 from loky import ProcessPoolExecutor
 
 from onnxprune.errors import OnnxPruneError
@@ -19,6 +23,9 @@ from onnxprune.probing.engine.tasks import Task
 
 RESTARTS = 2
 """How often workers of our own that died are replaced before it is given up."""
+
+WATCH_SECONDS = 1.0
+"""How often a worker looks whether its parent is there."""
 
 Results = Iterator[tuple[int, np.ndarray]]
 
@@ -64,11 +71,22 @@ def run_elsewhere(executor: Executor, tasks: Mapping[int, Task], lab: Lab, at_on
 def pool(processes: int) -> Iterator[Executor]:
     """Worker processes that are gone with the `with` block, whatever ends it."""
     warnings.filterwarnings("ignore", "A worker was restarted", UserWarning)  # one that had grown is replaced: fine
-    executor = ProcessPoolExecutor(processes)
+    executor = ProcessPoolExecutor(processes, initializer=go_with, initargs=(os.getpid(),))
     try:
         yield executor
     finally:
         executor.shutdown(wait=True, kill_workers=True)
+
+
+def go_with(parent: int) -> None:
+    """Let this process end when its parent does, however that ends: nobody would be left to take its answers."""
+
+    def watch() -> None:
+        while psutil.pid_exists(parent):
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_on(executor: Executor, tasks: Mapping[int, Task], lab: Lab, at_once: int) -> Results:
