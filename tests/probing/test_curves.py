@@ -307,7 +307,7 @@ def test_losses_that_are_no_numbers_are_very_large() -> None:
         repair=lambda group, kept: broken,
         means=Means(jobs=1),
     ).groups
-    assert curve.losses[1:] == (float(np.finfo(np.float32).max),) * (len(curve.widths) - 1)
+    assert all(1e30 < loss < np.inf for loss in curve.losses[1:])
 
 
 @pytest.mark.parametrize("shares", [[], [-0.5], [float("nan")], [2.0]])

@@ -199,7 +199,8 @@ class Engine:
             after = position + len(question.probes)
             changes = np.tensordot(question.weights, np.vstack([losses[position:after], losses[0]]), 1)
             position = after
-            error = changes.std(ddof=1) / np.sqrt(len(changes)) if len(changes) > 1 else 0.0
+            with np.errstate(invalid="ignore"):  # a loss that overflows has no deviation
+                error = changes.std(ddof=1) / np.sqrt(len(changes)) if len(changes) > 1 else 0.0
             yield Answer(question, float(changes.mean()), float(error))
 
 
