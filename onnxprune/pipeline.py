@@ -29,6 +29,7 @@ from onnxprune.probing.samples import Samples
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit, load_scores
 from onnxprune.reading.observing import CPU
 from onnxprune.reading.read import Model, read
+from onnxprune.repairing.repair import Repaired, repair
 from onnxprune.reporting.measuring import Session, figures, notes_on, open_session, parameter_count
 from onnxprune.reporting.report import Comparison, GroupReport, Report
 from onnxprune.rewriting.rewrite import rewrite
@@ -110,6 +111,7 @@ def prune(
     skip: str | Sequence[str] = (),
     min_channels: int = 1,
     multiple_of: int = 1,
+    compensate: bool = False,
     seed: int = 0,
     threads: int = 0,
     progress: Progress | None = None,
@@ -146,6 +148,8 @@ def prune(
         cache: folder for a journal of what probes found; it is used again by a run on the same model and samples.
         only, skip: globs on group, layer and weight names.
         min_channels, multiple_of: widths stay at least this wide and multiples of that.
+        compensate: refit the layers behind what was pruned by least squares on the data, from their new inputs to the
+            original's outputs; then the model before that equals the zeroed original, and only these weights differ.
         seed: of made-up inputs and of the random criterion.
         threads: of ONNX Runtime; 0 leaves the choice to it.
         progress: called as `progress(what, done, total)`.
@@ -186,7 +190,8 @@ def prune(
             notes.extend(found.notes)
     with clock.stage("choose and rewrite"):
         plan, pruned = planned(couplings, scores, targets, limits)
-    return finished(session, plan, pruned, scores, settings_of(targets, scores, seed), notes, clock)
+    settings = {**settings_of(targets, scores, seed), "compensate": compensate}
+    return finished(session, plan, pruned, scores, settings, notes, clock, compensate=compensate)
 
 
 def apply(
@@ -196,6 +201,7 @@ def apply(
     *,
     loss: LossName | UserLoss = "distance",
     labels: str = "labels",
+    compensate: bool = False,
     seed: int = 0,
     threads: int = 0,
     progress: Progress | None = None,
@@ -215,7 +221,8 @@ def apply(
     session = open_session(couplings, arrays, judge=judge_of(loss), labels=labels, seed=seed, threads=threads)
     with clock.stage("choose and rewrite"):
         pruned = rewrite(couplings, plan)
-    return finished(session, plan, pruned, None, {"criterion": "plan", "seed": seed}, [], clock)
+    settings: Settings = {"criterion": "plan", "seed": seed, "compensate": compensate}
+    return finished(session, replace(plan, refitted=()), pruned, None, settings, [], clock, compensate=compensate)
 
 
 def read_with(model: Model, data: Data | None) -> tuple[Couplings, Arrays]:
@@ -263,9 +270,16 @@ def finished(
     settings: Settings,
     notes: Sequence[str],
     clock: Clock,
+    *,
+    compensate: bool,
 ) -> PruneResult:
-    """Check the pruned model, measure both, and report; a model that fails its check goes no further."""
+    """Refit layers if wanted, check the model, measure both, report; a model that fails its check goes no further."""
     couplings = session.couplings
+    layers: tuple[Repaired, ...] = ()
+    if compensate and plan.removed:
+        with clock.stage("refit layers"):
+            repaired = repair(couplings, plan, pruned, session.calibration, threads=session.threads)
+        plan, pruned, layers = replace(plan, refitted=repaired.constants), repaired.model, repaired.layers
     with clock.stage("verify"):
         verdict = verify(couplings, plan, pruned, session.calibration)
     if not verdict.passed:
@@ -290,6 +304,7 @@ def finished(
         distance=distance(session.outputs, after),
         groups=tuple(GroupReport(group.name, group.size, len(group.kept)) for group in plan.groups if group.exact),
         skipped={group.name: group.inexact.text for group in couplings.groups if group.inexact is not None},
+        refitted=layers,
         verdict=verdict,
         notes=(*notes, *notes_on(session, plan, scores)),
         seconds=clock.seconds,

@@ -44,7 +44,8 @@ class Plan:
     Which channels of which group stay; names are the original's.
 
     `tensors` gives, for each initializer of the pruned model that lost positions, the kept positions of each axis, so
-    that the same plan can slice the weights in the framework that the model came from.
+    that the same plan can slice the weights in the framework that the model came from. `refitted` names the constants
+    that got new numbers besides: only they may differ from the plain slices.
     """
 
     format: Literal["onnxprune-plan"]
@@ -52,6 +53,7 @@ class Plan:
     model: PlannedModel
     groups: tuple[PlannedGroup, ...]
     tensors: Mapping[str, Mapping[int, tuple[int, ...]]]
+    refitted: tuple[str, ...] = ()
 
     @property
     def removed(self) -> int:

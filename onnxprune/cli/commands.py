@@ -19,6 +19,7 @@ from onnxprune.choosing.choose import groups_to_prune
 from onnxprune.choosing.plan import load_plan
 from onnxprune.choosing.targets import Limits
 from onnxprune.cli.options import (
+    compensate_option,
     data_options,
     effort_of,
     effort_options,
@@ -130,6 +131,7 @@ def main() -> None:
 @selection_options
 @click.option("--min-channels", default=1, show_default=True, help="Channels that stay in each group at least.")
 @click.option("--multiple-of", default=1, show_default=True, help="Widths are multiples of it.")
+@compensate_option
 @click.option("--plan", type=click.Path(), metavar="FILE", help="Write which channels stay.")
 @click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="Write the report.")
 @data_options
@@ -160,6 +162,7 @@ def prune_command(
 @click.argument("source", metavar="IN", type=click.Path())
 @click.argument("target", metavar="OUT", type=click.Path())
 @click.option("--plan", type=click.Path(), required=True, metavar="FILE", help="A plan written by `onnxprune --plan`.")
+@compensate_option
 @click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="Write the report.")
 @data_options
 def apply_command(
@@ -352,10 +355,12 @@ def show_result(result: PruneResult, target: str, quiet: bool) -> None:
         console.print(tables.group_table(result.report.groups))
         console.print()
     console.print(tables.summary_table(result.report))
-    verdict = result.report.verdict
+    verdict, layers = result.report.verdict, result.report.refitted
+    new = sum(layer.penalty is not None for layer in layers)
+    refitted = f", but for the weights of {new} layers that were refitted" if new else ""
     console.print(
         f"\nVerified on {verdict.samples} samples: equals the original with the removed slices set to zero "
-        f"({verdict.equality}). Written to {escape(target)}",
+        f"({verdict.equality}){refitted}. Written to {escape(target)}",
         highlight=False,
         soft_wrap=True,
     )

@@ -40,6 +40,10 @@ data_options = several(
 )
 """What to measure on."""
 
+compensate_option = click.option(
+    "--compensate/--no-compensate", default=False, help="Refit the layers behind what was pruned, on the data."
+)
+
 selection_options = several(
     click.option("--only", multiple=True, metavar="GLOB", help="Only these groups or layers; may be repeated."),
     click.option("--skip", multiple=True, metavar="GLOB", help="Leave these groups or layers alone."),

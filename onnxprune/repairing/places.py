@@ -16,10 +16,11 @@ class Place:
     def __init__(self, model: ModelProto, output: str, index: int) -> None:
         self._model, self._index = model, index
         self.node: NodeProto = next(node for node in model.graph.node if output in node.output)
-        self._tensor = tensor_named(model, self._name)
+        self._tensor = tensor_named(model, self.name)
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """The constant's name, as it is read now."""
         return self.node.input[self._index]
 
     @property
@@ -30,8 +31,8 @@ class Place:
 
     @property
     def _is_shared(self) -> bool:
-        read = sum(list(read_by(node)).count(self._name) for node in self._model.graph.node)
-        return read > 1 or any(port.name == self._name for port in self._model.graph.output)
+        read = sum(list(read_by(node)).count(self.name) for node in self._model.graph.node)
+        return read > 1 or any(port.name == self.name for port in self._model.graph.output)
 
     @property
     def array(self) -> np.ndarray:
@@ -46,7 +47,7 @@ class Place:
             self._tensor.CopyFrom(like(self._tensor, array, self._tensor.name))
             return
         graph = self._model.graph
-        name = fresh_name(f"{self._name}.refitted", set(names_in(graph)))
+        name = fresh_name(f"{self.name}.refitted", set(names_in(graph)))
         graph.initializer.append(like(self._tensor, array, name))
         self.node.input[self._index], self._tensor = name, graph.initializer[-1]
 

@@ -58,10 +58,11 @@ class Repaired:
 
 @dataclass(frozen=True)
 class Repair:
-    """The repaired model, and what became of each layer."""
+    """The repaired model, what became of each layer, and the constants that have new numbers."""
 
     model: ModelProto
     layers: tuple[Repaired, ...]
+    constants: tuple[str, ...]
 
     @property
     def refitted(self) -> int:
@@ -92,13 +93,16 @@ def repair(
     model.CopyFrom(pruned)
     samples = calibration.first(REPAIR_SAMPLES)
     found: list[Repaired] = []
+    changed: list[str] = []
     for number, consumer in enumerate(layers):
         made = couplings.typing.axes(couplings.typing.tensors[consumer.output])[consumer.made_at]
         wanted = Wanted(couplings.graph.model, consumer, kept_positions(made, kept), samples, threads)
-        found.extend(refit(model, consumer, wanted))
+        for layer, constants in refit(model, consumer, wanted):
+            found.append(layer)
+            changed.extend(constants)
         if progress:
             progress(consumer.node.name, number + 1, len(layers))
-    return Repair(model, tuple(found))
+    return Repair(model, tuple(found), tuple(changed))
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,12 @@ class Wanted:
         return sums[0], sums[1]
 
 
-def refit(model: ModelProto, consumer: Consumer, wanted: Wanted) -> Iterator[Repaired]:
-    """Give a layer of the model the weights that fit best; nothing is said of one that cannot change."""
+def refit(model: ModelProto, consumer: Consumer, wanted: Wanted) -> Iterator[tuple[Repaired, tuple[str, ...]]]:
+    """
+    Give a layer of the model the weights that fit best: what that brought, and which constants changed.
+
+    Nothing is said of a layer that cannot change.
+    """
     weight = Place(model, consumer.output, consumer.weight)
     if not weight.can_change:
         return
@@ -142,10 +150,12 @@ def refit(model: ModelProto, consumer: Consumer, wanted: Wanted) -> Iterator[Rep
     start = np.vstack([as_matrix(weight.array, consumer), bias.constant(len(wanted.positions))]).astype(np.float64)
     best, penalty = refitted(fitted, held_out, start, constant_is_free=bias.is_free)
     before, after = held_out.error(start), held_out.error(best)
+    changed = []
     if penalty is not None:
         weight.put(from_matrix(best[:-1], weight.array, consumer))
         bias.move(best[-1] - start[-1])
-    yield Repaired(consumer.node.name, before, after, penalty)
+        changed = [weight.name] if bias.place is None else [weight.name, bias.place.name]
+    yield Repaired(consumer.node.name, before, after, penalty), tuple(changed)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from onnxprune.reading.records import STRICT, json_text
+from onnxprune.repairing.repair import Repaired
 from onnxprune.verifying.measure import Latency
 from onnxprune.verifying.verify import Verdict
 
@@ -41,8 +42,9 @@ class Report:
     What one pruning did.
 
     `settings` are the options that decided it, `notes` what a user should know, `skipped` the inexact groups that were
-    left alone with the reason, `seconds` the time of each stage. `distance` is the relative distance of the outputs
-    from the original's. `loss_name` names the loss in the figures.
+    left alone with the reason, `refitted` what became of each layer that was to be refitted, `seconds` the time of each
+    stage. `distance` is the relative distance of the outputs from the original's. `loss_name` names the loss in the
+    figures.
     """
 
     format: Literal["onnxprune-report"]
@@ -55,6 +57,7 @@ class Report:
     distance: float
     groups: tuple[GroupReport, ...]
     skipped: Mapping[str, str]
+    refitted: tuple[Repaired, ...]
     verdict: Verdict
     notes: tuple[str, ...]
     seconds: Mapping[str, float]

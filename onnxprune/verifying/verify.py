@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 from onnxruntime import InferenceSession
 from pydantic import TypeAdapter
 
@@ -17,6 +17,7 @@ from onnxprune.probing.calibration import Calibration, Data, first_line, gather
 from onnxprune.reading.graph import Graph
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.records import json_text
+from onnxprune.rewriting.rewrite import rewrite
 from onnxprune.rewriting.zeroing import zeroed
 from onnxprune.verifying.precise import outputs_in_float64
 
@@ -81,6 +82,9 @@ def verify(couplings: Couplings, plan: Plan, pruned: ModelProto, data: Data | Ca
     dimensions, opsets, metadata), a run at a second batch size where the batch is dynamic, and that the outputs equal
     those of the original with every removed slice set to zero.
 
+    Where the plan says that layers were refitted, the last holds for the model before that, which is made again from
+    the plan, and the one that is given may differ from it in the refitted constants only.
+
     Raises:
         PlanError: the plan was made for another model.
     """
@@ -91,14 +95,44 @@ def verify(couplings: Couplings, plan: Plan, pruned: ModelProto, data: Data | Ca
     wanted = outputs_by_batch(session_for(reference), sample)
     session, loading = loaded(pruned)
     checks.append(loading)
+    exact = pruned
+    if plan.refitted:
+        exact = rewrite(couplings, plan)
+        checks.append(only_refitted(exact, pruned, frozenset(plan.refitted)))
     difference = float("inf")
     if session is not None:
         checks.append(second_batch(session, couplings.graph, sample))
-        difference, equality = equals_zeroed(session, wanted, sample)
+        difference, equality = equals_zeroed(session if exact is pruned else session_for(exact), wanted, sample)
         if not equality.passed and np.isfinite(difference):
-            equality = arbitrated(equality, reference, pruned, sample)
+            equality = arbitrated(equality, reference, exact, sample)
         checks.append(equality)
     return Verdict(tuple(checks), difference, len(sample))
+
+
+def only_refitted(exact: ModelProto, given: ModelProto, refitted: frozenset[str]) -> Check:
+    """Is the model the plain slices but for the constants that were refitted, in their own shapes and types?"""
+    name = "only refitted weights differ"
+    plain, own = ({t.name: t for t in model.graph.initializer} for model in (exact, given))
+    changed = sorted(key for key in plain.keys() | own.keys() if plain.get(key) != own.get(key) and key not in refitted)
+    nodes = list(zip(exact.graph.node, given.graph.node, strict=False))
+    other = [one.name or one.op_type for one, node in nodes if not same_node(one, node, refitted)]
+    if changed or other or len(exact.graph.node) != len(given.graph.node):
+        return Check(name, False, f"{', '.join(map(repr, (*changed, *other)))} differs from the plan's")
+    reshaped = [key for key in refitted & plain.keys() & own.keys() if plain[key].dims != own[key].dims]
+    return Check(name, not reshaped, f"another shape: {reshaped}" if reshaped else f"{len(refitted)} constants")
+
+
+def same_node(one: NodeProto, other: NodeProto, refitted: frozenset[str]) -> bool:
+    """Are the nodes alike, but for reading a refitted constant or holding one?"""
+    if refitted.intersection(one.output):
+        return list(one.output) == list(other.output)
+    inputs = list(zip(one.input, other.input, strict=False))
+    alike = len(one.input) == len(other.input) and all(a == b or b in refitted for a, b in inputs)
+    return alike and (one.op_type, list(one.output), list(one.attribute)) == (
+        other.op_type,
+        list(other.output),
+        list(other.attribute),
+    )
 
 
 def checker(original: ModelProto, pruned: ModelProto) -> Check:

@@ -42,6 +42,7 @@ def test_the_file_follows_its_schema() -> None:
         "model": {"sha256": couplings.graph.sha256, "ir_version": couplings.graph.model.ir_version, "opset": 18},
         "groups": [{"name": "hidden", "size": 9, "kept": [0, 3, 8], "exact": True, "slices": slices}],
         "tensors": {"w1": {"1": [0, 3, 8]}, "w2": {"0": [0, 3, 8]}},
+        "refitted": [],
     }
 
 

@@ -178,12 +178,12 @@ def test_the_report_is_complete() -> None:
     report = json.loads(result.report.to_json())
     assert report.keys() == {
         "format", "version", "settings", "loss_name", "original", "pruned", "latency", "distance", "groups", "skipped",
-        "verdict", "notes", "seconds",
+        "refitted", "verdict", "notes", "seconds",
     }  # fmt: skip
     assert (report["format"], report["version"]) == ("onnxprune-report", 1)
     assert report["settings"] == {
         "macs": "80%", "params": None, "size": None, "ratio": 0.1, "threshold": None, "criterion": "sensitivity",
-        "loss": "kl", "delta": 1.0, "order": 1, "probe samples": 4, "seed": 3,
+        "loss": "kl", "delta": 1.0, "order": 1, "probe samples": 4, "seed": 3, "compensate": False,
     }  # fmt: skip
     assert report["loss_name"] == "cross-entropy"
     for figures in (report["original"], report["pruned"]):
