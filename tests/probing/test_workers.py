@@ -232,6 +232,16 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("onnxprune-*"))
 
 
+def test_no_more_processes_than_the_memory_holds() -> None:
+    """Each takes a quarter of a gigabyte before it does anything; one there is always."""
+    couplings = bundled(NAME)
+    calibration = gather(couplings.graph, digits(NAME, 4))
+    loss = prepare_loss(couplings.graph, calibration, "mse")
+    for memory, expected in (("600MB", 2), ("1MB", 1), ("4GB", 8)):
+        with Engine(couplings, calibration, loss, Means(jobs=8, memory=memory)) as one:
+            assert one.processes(1000.0) == expected
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_go_with_their_parent(number: int, tmp_path: Path) -> None:
     """However it ends: they would hold its pipes open, and their memory."""

@@ -17,6 +17,7 @@ import numpy as np
 from onnxprune.coupling.couple import Couplings
 from onnxprune.errors import DataError
 from onnxprune.probing.calibration import Calibration
+from onnxprune.probing.engine import sizes
 from onnxprune.probing.engine.lab import Lab
 from onnxprune.probing.engine.means import Means
 from onnxprune.probing.engine.running import run_task, sessions
@@ -124,8 +125,11 @@ class Engine:
         return work / self.processes(work)
 
     def processes(self, work: float) -> int:
-        """How many processes probe at once when there is work for so many seconds."""
-        return 1 if self._means.executor is None and work < SERIAL_SECONDS else self._means.processes
+        """How many processes probe at once when there is work for so many seconds: no more than the memory holds."""
+        if self._means.executor is not None:
+            return self._means.processes
+        fitting = max(1, int(self._means.bytes / max(sizes.PROCESS_BYTES, 1)))
+        return 1 if work < SERIAL_SECONDS else min(self._means.processes, fitting)
 
     def answers(self, questions: Sequence[Question]) -> Iterator[Answer]:
         """The answers, as they come."""
