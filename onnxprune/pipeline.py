@@ -29,6 +29,7 @@ from onnxprune.probing.samples import Samples
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit, load_scores
 from onnxprune.reading.observing import CPU
 from onnxprune.reading.read import Model, read
+from onnxprune.repairing.obs import optimal_brain_surgeon
 from onnxprune.repairing.repair import Repaired, repair
 from onnxprune.reporting.measuring import Session, figures, notes_on, open_session, parameter_count
 from onnxprune.reporting.report import Comparison, GroupReport, Report
@@ -130,7 +131,8 @@ def prune(
         size: upper bound on the bytes of the file, likewise ("5MB").
         ratio: share of channels to remove in every group, 0 to below 1.
         threshold: channels whose score is below it go: a number, "median" or "mean" of all scores.
-        criterion: "sensitivity" (finite-difference loss probes), "magnitude" (Li et al. 2017) or "random".
+        criterion: "sensitivity" (finite-difference loss probes), "obs" (what the layers that read a channel lose when
+            they are refitted without it; goes with `compensate`), "magnitude" (Li et al. 2017) or "random".
         scores: scores measured before, or their JSON file; `criterion` is then theirs.
         loss: what probes measure. "distance" (default): KL to the model's own outputs for logits or probabilities, else
             their relative squared error. "auto": cross-entropy if integer labels fit an output, else the distance.
@@ -179,6 +181,8 @@ def prune(
             check_fit(scores, couplings, "the scores given")
         elif criterion == "magnitude":
             scores = magnitudes(couplings, groups)
+        elif criterion == "obs":
+            scores = optimal_brain_surgeon(couplings, groups, session.calibration, threads=threads, progress=progress)
         elif criterion == "random":
             scores = chances(couplings, groups, seed)
         else:

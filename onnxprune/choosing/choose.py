@@ -192,7 +192,7 @@ class Narrowing:
 
     def _priority(self, rank: int, score: float, width: int, share: float) -> float:
         """Low goes first: loss per cost where scores are losses, else evenly through the group."""
-        if self.chooser.scores.criterion != "sensitivity":
+        if self.chooser.scores.criterion not in ("sensitivity", "obs"):
             return (rank + 1) / width
         return score / max(share, 1e-12)
 

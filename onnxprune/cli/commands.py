@@ -120,7 +120,7 @@ def main() -> None:
 @click.option("--threshold", metavar="θ", help="Remove channels whose score is below median, mean or a number.")
 @click.option(
     "--criterion",
-    type=click.Choice(["sensitivity", "magnitude", "random"]),
+    type=click.Choice(["sensitivity", "obs", "magnitude", "random"]),
     default="sensitivity",
     show_default=True,
     help="What makes a channel matter.",

@@ -15,7 +15,7 @@ from onnxprune.coupling.couple import Couplings, Slice
 from onnxprune.errors import PlanError
 from onnxprune.reading.records import STRICT, json_text, load_record
 
-Criterion = Literal["sensitivity", "magnitude", "random"]
+Criterion = Literal["sensitivity", "obs", "magnitude", "random"]
 
 
 @dataclass(frozen=True, config=STRICT)
