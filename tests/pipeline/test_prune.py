@@ -259,7 +259,7 @@ def test_the_package_is_typed() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"criterion": "taste"}, "Expected a criterion among sensitivity, magnitude, random, found 'taste'"),
+        ({"criterion": "taste"}, "Expected a criterion among sensitivity, obs, magnitude, random, found 'taste'"),
         ({"loss": "hinge"}, "Expected a loss among distance, auto, cross-entropy, mse, kl, found 'hinge'"),
         ({"delta": 0}, "Expected a delta above 0 and up to 1, found 0"),
         ({"probe_samples": 0}, "Expected a number of samples of 1 or more, auto or all, found 0"),
