@@ -21,7 +21,7 @@ demo: .venv/installed
 	@$(BIN)/onnxprune compare fixtures/mlp_torch.onnx demo/pruned.onnx --data fixtures/digits/test.npz
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -141,7 +141,7 @@ def moments(couplings: Couplings, consumer: Consumer, calibration: Calibration, 
     model = couplings.graph.model
     weight = Place(model, consumer.output, consumer.weight).array
     features = Features(model.graph.node[consumer.node.position], model, consumer, weight)
-    source = session_for(up_to(model, [consumer.input]), threads=threads)
+    source = session_for(up_to(model, [consumer.input]), threads=threads or 1)
     sums, rng = NormalEquations(features.count, 0), np.random.default_rng(0)
     samples = calibration.first(REPAIR_SAMPLES)
     for batch in samples.batches(BATCH):

@@ -117,8 +117,8 @@ class Wanted:
 
     def equations(self, model: ModelProto, features: Features) -> tuple[NormalEquations, NormalEquations]:
         """Normal equations of the layer in the model as it is now: on most samples, and on those held out."""
-        teacher = session_for(up_to(self.original, [self.consumer.output]), threads=self.threads)
-        student = session_for(up_to(model, [self.consumer.input]), threads=self.threads)
+        teacher = session_for(up_to(self.original, [self.consumer.output]), threads=self.threads or 1)
+        student = session_for(up_to(model, [self.consumer.input]), threads=self.threads or 1)
         rng = np.random.default_rng(0)
         sums = tuple(NormalEquations(features.count, len(self.positions)) for _ in range(2))
         size = max(1, min(BATCH, len(self.samples) // HELD_OUT))
@@ -175,7 +175,7 @@ class Bias:
             return cls(None, 0.0, is_own)
         place = Place(model, consumer.bias_node.outputs[0], consumer.bias)
         read = {number: name for number, name in enumerate(place.node.input) if name and number != consumer.bias}
-        session = session_for(up_to(model, list(read.values())))
+        session = session_for(up_to(model, list(read.values())), threads=1)
         feed = samples.at(samples.filled(next(samples.batches(2))))
         found = dict(zip(read, session.run(None, fed(session, feed)), strict=True))
         effect = bias_effect(place.node, model, consumer, found, place.array) if place.can_change else None

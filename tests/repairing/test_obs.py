@@ -76,7 +76,7 @@ def test_duplicates_go_for_free() -> None:
     assert scores[cheap].max() < 0.2 * np.delete(scores, cheap).min()
 
 
-@pytest.mark.parametrize("name", ["resnet_dynamo", "vit_torchscript"])
+@pytest.mark.parametrize("name", ["resnet_dynamo", pytest.param("vit_torchscript", marks=pytest.mark.slow)])
 def test_it_keeps_more_than_magnitude_where_layers_are_many(name: str) -> None:
     """With layers refitted, at a third of the MACs."""
     arrays = digits(name, 200)
