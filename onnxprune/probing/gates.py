@@ -8,7 +8,7 @@ channel's removal.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,16 @@ def gates_of(couplings: Couplings, dims: Iterable[Dim]) -> tuple[Gate, ...]:
             uses=tuple(uses[tensor, axis]),
         )
         for (tensor, axis), types in axes.items()
+    )
+
+
+def channels_at(axis: Axis, dims: Sequence[Dim]) -> tuple[np.ndarray, ...]:
+    """For each time that one of a group's Dims stands in the axis: the group's channel at each position, or -1."""
+    starts = np.cumsum([0, *(dim.size for dim in dims)])
+    return tuple(
+        np.where(channels >= 0, channels + start, -1)
+        for dim, start in zip(dims, starts, strict=False)
+        for channels in standings(axis, dim)
     )
 
 

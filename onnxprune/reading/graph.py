@@ -157,6 +157,8 @@ class Graph:
 
 
 FLOAT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
+PRECISE_TYPES = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE})
+"""Float types in which a small term may be taken off a sum, or a layer fitted, without losing what matters."""
 INDEX_TYPES = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.STRING})
 NUMPY_TYPES = frozenset(
     element

@@ -11,17 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
-from onnx import TensorProto
-
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import facts_where
-from onnxprune.reading.graph import Node
+from onnxprune.reading.graph import PRECISE_TYPES, Node
 from onnxprune.rules.axes import Axis, Dim, leaves
 from onnxprune.rules.facts import AllOf, Contracted, Zero
 from onnxprune.rules.operation import Op, Tensor
-
-PRECISE = frozenset({int(TensorProto.FLOAT), int(TensorProto.DOUBLE)})
-"""Element types of layers that are refitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +84,7 @@ def consumer_at(op: Op, fact: Contracted, couplings: Couplings) -> Iterator[Cons
         if axis == other and number not in summed
     ]
     kinds = {graph.element_types.get(fact.tensor.name), graph.constants[weight.name].tensor.data_type}
-    if len(summed) != 1 or len(made) != 1 or len(rest) > 1 or len(kinds) != 1 or not kinds <= PRECISE:
+    if len(summed) != 1 or len(made) != 1 or len(rest) > 1 or len(kinds) != 1 or not kinds <= PRECISE_TYPES:
         return
     ((along, at),) = made
     bias_node, bias = (op.node, rest[0]) if rest else added_bias(output, at, couplings) or (op.node, None)

@@ -11,7 +11,7 @@ of a channel in every layer that reads it, over the energy of that layer's outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.errors import UsageError
 from onnxprune.probing.calibration import Calibration
+from onnxprune.probing.gates import channels_at
 from onnxprune.probing.sensitivities import Sensitivities, sensitivities_of
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.subgraphs import up_to
@@ -27,7 +28,7 @@ from onnxprune.repairing.layers import Features, as_matrix
 from onnxprune.repairing.least_squares import NormalEquations
 from onnxprune.repairing.places import Place
 from onnxprune.repairing.repair import BATCH, REPAIR_SAMPLES, ROWS_A_SAMPLE, fed
-from onnxprune.rules.axes import channels_along, leaves
+from onnxprune.rules.axes import leaves
 
 RIDGE = 1e-3
 """Added to the Gram matrix's diagonal, in units of its mean."""
@@ -38,28 +39,30 @@ class Remaining:
     """
     A layer without the channels that are gone: `inverse` of its Gram matrix and `weights` `[features + 1, outputs]`.
 
-    `blocks[c]` are the features of channel c, -1 for none; `energy` is that of the outputs.
+    `blocks[c]` are the features of channel c; `energy` is that of the outputs.
     """
 
     inverse: np.ndarray
     weights: np.ndarray
-    blocks: np.ndarray
+    blocks: tuple[np.ndarray, ...]
     energy: float
 
     def losses(self) -> np.ndarray:
         """The error that each channel's going adds, over the energy of the outputs; `[channels]`."""
-        has = self.blocks[:, 0] >= 0
         found = np.zeros(len(self.blocks))
-        blocks = self.blocks[has]
-        weights = self.weights[blocks]
-        solved = np.linalg.solve(self.inverse[blocks[:, :, None], blocks[:, None, :]], weights)
-        found[has] = (weights * solved).sum((1, 2)) / self.energy
+        sizes = np.array([len(block) for block in self.blocks])
+        for size in set(sizes) - {0}:
+            alike = np.flatnonzero(sizes == size)
+            blocks = np.stack([self.blocks[channel] for channel in alike])
+            weights = self.weights[blocks]
+            solved = np.linalg.solve(self.inverse[blocks[:, :, None], blocks[:, None, :]], weights)
+            found[alike] = (weights * solved).sum((1, 2)) / self.energy
         return found
 
     def remove(self, channel: int) -> None:
         """Fit the layer anew without a channel."""
         block = self.blocks[channel]
-        if block[0] < 0:
+        if not len(block):
             return
         rows = self.inverse[block]
         solved = np.linalg.solve(rows[:, block], np.hstack([rows, self.weights[block]]))
@@ -78,7 +81,7 @@ class Moments:
     weights: np.ndarray
     energy: float
 
-    def remaining(self, blocks: np.ndarray) -> Remaining:
+    def remaining(self, blocks: tuple[np.ndarray, ...]) -> Remaining:
         """The layer with all channels there."""
         return Remaining(self.inverse, self.weights, blocks, self.energy)
 
@@ -94,8 +97,8 @@ def optimal_brain_surgeon(
     """
     For each channel the error that its going adds to the layers that read it, all of them refitted, in greedy order.
 
-    A channel's score is never below that of one that goes before it. Groups that no layer reads which could be refitted
-    get the largest score: they are pruned last.
+    A channel's score is always above that of one that goes before it, so scores say the order. Groups that no layer
+    reads which could be refitted get the largest score: they are pruned last.
 
     Raises:
         UsageError: there is no such layer for any group.
@@ -129,7 +132,7 @@ def greedy(layers: Sequence[Remaining], channels: int) -> np.ndarray:
     for _ in range(channels):
         losses = np.where(left, sum(layer.losses() for layer in layers), np.inf)
         channel = int(losses.argmin())
-        highest = max(highest, float(losses[channel]))
+        highest = max(float(np.nextafter(highest, np.inf)), float(losses[channel]))
         scores[channel], left[channel] = highest, False
         for layer in layers:
             layer.remove(channel)
@@ -156,24 +159,12 @@ def moments(couplings: Couplings, consumer: Consumer, calibration: Calibration, 
     return Moments(np.linalg.inv(gram + ridge * np.eye(len(gram))), weights, energy)
 
 
-def blocks_of(couplings: Couplings, group: Group, consumer: Consumer) -> np.ndarray:
-    """Which features of a layer belong to which channel: `[channels, features of one]`, -1 where there are none."""
+def blocks_of(couplings: Couplings, group: Group, consumer: Consumer) -> tuple[np.ndarray, ...]:
+    """For each channel of the group, the features of a layer that go with it."""
     weight = couplings.graph.constants[consumer.node.inputs[consumer.weight]]
     shape = np.delete(np.array(weight.shape), consumer.made)
-    numbers = np.moveaxis(
-        np.arange(int(shape.prod())).reshape(shape), consumer.summed - (consumer.made < consumer.summed), 0
-    )
-    places = list(channel_positions(group, consumer))
-    size = max(len(positions) for positions in places)
-    blocks = np.full((group.size, size * int(numbers[0].size)), -1)
-    for channel, positions in enumerate(places):
-        if len(positions) == size:
-            blocks[channel] = numbers[positions].ravel()
-    return blocks
-
-
-def channel_positions(group: Group, consumer: Consumer) -> Iterator[np.ndarray]:
-    """For each channel of the group, its positions on the axis that a layer sums over."""
-    for dim in group.dims:
-        along = channels_along(consumer.type, dim)
-        yield from (np.flatnonzero(along == channel) for channel in range(dim.size))
+    summed = consumer.summed - (consumer.made < consumer.summed)
+    numbers = np.moveaxis(np.arange(int(shape.prod())).reshape(shape), summed, 0)
+    standing = channels_at(consumer.type, group.dims)
+    places = (np.any([along == channel for along in standing], axis=0) for channel in range(group.size))
+    return tuple(numbers[place].ravel() for place in places)

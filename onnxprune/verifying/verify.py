@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 from onnxruntime import InferenceSession
 from pydantic import TypeAdapter
 
@@ -118,8 +118,14 @@ def only_refitted(exact: ModelProto, given: ModelProto, refitted: frozenset[str]
     other = [one.name or one.op_type for one, node in nodes if not same_node(one, node, refitted)]
     if changed or other or len(exact.graph.node) != len(given.graph.node):
         return Check(name, False, f"{', '.join(map(repr, (*changed, *other)))} differs from the plan's")
-    reshaped = [key for key in refitted & plain.keys() & own.keys() if plain[key].dims != own[key].dims]
-    return Check(name, not reshaped, f"another shape: {reshaped}" if reshaped else f"{len(refitted)} constants")
+    both = refitted & plain.keys() & own.keys()
+    reformed = [key for key in sorted(both) if form_of(plain[key]) != form_of(own[key])]
+    return Check(name, not reformed, f"another form: {reformed}" if reformed else f"{len(refitted)} constants")
+
+
+def form_of(tensor: TensorProto) -> tuple[int, ...]:
+    """Element type and shape."""
+    return (tensor.data_type, *tensor.dims)
 
 
 def same_node(one: NodeProto, other: NodeProto, refitted: frozenset[str]) -> bool:

@@ -22,12 +22,9 @@ from onnx import TensorProto
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import Use
 from onnxprune.probing.gates import Gate, batch_axis, gates_of
-from onnxprune.reading.graph import NUMPY_TYPES, Graph
+from onnxprune.reading.graph import NUMPY_TYPES, PRECISE_TYPES, Graph
 from onnxprune.rules.axes import Axis, Dim, leaves
 from onnxprune.rules.facts import Contracted, Stores
-
-PRECISE = frozenset({int(TensorProto.FLOAT), int(TensorProto.DOUBLE)})
-"""Element types in which terms may be taken off a sum without losing what matters."""
 
 INTEGERS = frozenset({int(TensorProto.INT8), int(TensorProto.INT16), int(TensorProto.INT32), int(TensorProto.INT64)})
 """Element types that may count."""
@@ -184,7 +181,7 @@ def affine_sink(couplings: Couplings, gate: Gate, use: Use) -> Sink | None:
         fact for fact in facts if isinstance(fact, Contracted) and fact.tensor is data and fact.axis == gate.axis
     )
     others = [(number, other) for number, other in enumerate(op.inputs) if other is not None and number != index]
-    precise = couplings.graph.element_types.get(gate.tensor) in PRECISE
+    precise = couplings.graph.element_types.get(gate.tensor) in PRECISE_TYPES
     constant = all(other.name in couplings.graph.constants for _, other in others)
     if not (fact.affine and precise and constant and len(op.results) == 1):
         return None

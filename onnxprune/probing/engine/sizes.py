@@ -92,7 +92,7 @@ def bytes_of(name: str, graph: Graph) -> float:
 
 def scale_of(graph: Graph, calibration: Calibration) -> float:
     """From bytes as observed to bytes of one sample: the samples may be larger than what was observed, and fewer."""
-    rows = max(1, *(shape[0] for shape in graph.input_shapes.values() if shape), 1) if graph.has_batch else 1
+    rows = max((shape[0] for shape in graph.input_shapes.values()), default=1) if graph.has_batch else 1
     observed = sum(math.prod(shape) for shape in graph.input_shapes.values()) / rows
     found = sum(math.prod(array.shape[1:]) for array in calibration.arrays.values())
     return max(1.0, found / max(observed, 1)) / rows

@@ -17,7 +17,7 @@ from onnxprune.probing.engine.running import ran
 from onnxprune.probing.engine.sizes import ROWS_A_RUN, bytes_of, demand_of, scale_of, share_of
 from onnxprune.probing.engine.splitting import closed_name, gate_name, part_before, part_behind, part_of_sink
 from onnxprune.probing.engine.tasks import LABELS, Closing, Probe, Setting, Split, Taking, Task, kept_name
-from onnxprune.probing.gates import Gate, standings
+from onnxprune.probing.gates import Gate, channels_at
 from onnxprune.probing.loss_graph import target_name
 from onnxprune.probing.losses import Loss
 from onnxprune.reading.graph import Graph
@@ -149,7 +149,7 @@ class Stations:
             weight_axis=sink.weight_axis,
             output=sink.output,
             batch_axis=batch_axis,
-            channels=channels_at(sink.gate, dims),
+            channels=channels_at(sink.gate.type, dims),
         )
 
     def _keep(self, cuts: Iterable[Cut]) -> None:
@@ -189,14 +189,4 @@ def closing(name: str, gate: Gate, fed: str | None, dims: Sequence[Dim], couplin
     """Which channels of the group stand where on the gate's axis."""
     samples = next((dim.size for dim in couplings.batch), 1)
     positions = 1 if gate.batch_axis is None else couplings.graph.shapes[gate.tensor][gate.batch_axis] // samples
-    return Closing(name, fed, gate.axis, gate.rank, gate.batch_axis, positions, channels_at(gate, dims))
-
-
-def channels_at(gate: Gate, dims: Sequence[Dim]) -> tuple[np.ndarray, ...]:
-    """For each time that a dimension of the group stands in the gate's axis: its channel at each position, or -1."""
-    starts = np.cumsum([0, *(dim.size for dim in dims)])
-    return tuple(
-        np.where(channels >= 0, channels + start, -1)
-        for dim, start in zip(dims, starts, strict=False)
-        for channels in standings(gate.type, dim)
-    )
+    return Closing(name, fed, gate.axis, gate.rank, gate.batch_axis, positions, channels_at(gate.type, dims))
