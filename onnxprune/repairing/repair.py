@@ -124,7 +124,7 @@ class Wanted:
         size = max(1, min(BATCH, len(self.samples) // HELD_OUT))
         for number, samples in enumerate(self.samples.batches(size)):
             feed = self.samples.at(self.samples.filled(samples))
-            (output,), (data,) = teacher.run(None, feed), student.run(None, fed(student, feed))
+            (output,), (data,) = teacher.run(None, fed(teacher, feed)), student.run(None, fed(student, feed))
             wanted = as_rows(output, self.consumer.made_at)[:, self.positions]
             rows = features.of(data)
             some = rng.permutation(len(rows))[: ROWS_A_SAMPLE * len(samples)]

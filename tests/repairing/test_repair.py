@@ -130,6 +130,25 @@ def test_repair_does_not_ask_for_a_batch_size(text: str) -> None:
     assert layer.after < 0.9 * layer.before
 
 
+def test_a_layer_need_not_read_every_input() -> None:
+    """The part of the model that makes its outputs may lack an input that is read later."""
+    couplings = couple(
+        read(
+            build("""
+                h = Gemm(x1[N,4], w1[4,8], b1[8])
+                a = Relu(h)
+                c = Gemm(a, w2[8,3], b2[3])
+                y = Add(c, x2[N,3])
+            """)
+        )
+    )
+    random = np.random.default_rng(0)
+    arrays = {name: random.standard_normal((100, size)).astype(np.float32) for name, size in (("x1", 4), ("x2", 3))}
+    plan = plan_of(couplings, {couplings.groups[0].name: np.arange(5)})
+    found = repair(couplings, plan, rewrite(couplings, plan), gather(couplings.graph, arrays))
+    assert found.layers[0].after < found.layers[0].before
+
+
 def test_too_few_samples_change_nothing() -> None:
     """One sample cannot be held out from itself."""
     couplings = couple(read(build(DENSE)))
