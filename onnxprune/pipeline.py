@@ -30,7 +30,8 @@ from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit,
 from onnxprune.reading.observing import CPU
 from onnxprune.reading.read import Model, read
 from onnxprune.repairing.obs import optimal_brain_surgeon
-from onnxprune.repairing.repair import Repaired, repair
+from onnxprune.repairing.repair import repair
+from onnxprune.repairing.steps import Repaired
 from onnxprune.reporting.measuring import Session, figures, notes_on, open_session, parameter_count
 from onnxprune.reporting.report import Comparison, GroupReport, Report
 from onnxprune.rewriting.rewrite import rewrite

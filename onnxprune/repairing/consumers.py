@@ -8,13 +8,13 @@ Such a layer is linear in its weight, so the best weight for given inputs and wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import facts_where
 from onnxprune.reading.graph import PRECISE_TYPES, Node
-from onnxprune.rules.axes import Axis, Dim, leaves
+from onnxprune.rules.axes import Axis
 from onnxprune.rules.facts import AllOf, Contracted, Zero
 from onnxprune.rules.operation import Op, Tensor
 
@@ -49,13 +49,6 @@ class Consumer:
     def output(self) -> str:
         """The tensor that is made."""
         return self.node.outputs[0]
-
-
-def consumers_of(couplings: Couplings, dims: Set[Dim]) -> tuple[Consumer, ...]:
-    """The layers that can be refitted, in graph order, from the first on that reads one of these Dims."""
-    everything = list(consumers(couplings))
-    reading = (place for place, one in enumerate(everything) if not dims.isdisjoint(leaves(one.type)))
-    return tuple(everything[next(reading, len(everything)) :])
 
 
 def consumers(couplings: Couplings) -> Iterator[Consumer]:

@@ -27,7 +27,7 @@ from onnxprune.repairing.consumers import Consumer, consumers
 from onnxprune.repairing.layers import Features, as_matrix
 from onnxprune.repairing.least_squares import NormalEquations
 from onnxprune.repairing.places import Place
-from onnxprune.repairing.repair import BATCH, REPAIR_SAMPLES, ROWS_A_SAMPLE, fed
+from onnxprune.repairing.rows import BATCH, REPAIR_SAMPLES, ROWS_A_SAMPLE, fed
 from onnxprune.rules.axes import leaves
 
 RIDGE = 1e-3

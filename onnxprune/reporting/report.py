@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from onnxprune.reading.records import STRICT, json_text
-from onnxprune.repairing.repair import Repaired
+from onnxprune.repairing.steps import Repaired
 from onnxprune.verifying.measure import Latency
 from onnxprune.verifying.verify import Verdict
 

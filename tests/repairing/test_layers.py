@@ -13,8 +13,8 @@ from onnxprune.reading.read import read
 from onnxprune.reading.subgraphs import up_to
 from onnxprune.repairing.consumers import Consumer, consumers
 from onnxprune.repairing.layers import Features, as_matrix, as_rows, from_matrix
+from onnxprune.repairing.linear import Bias
 from onnxprune.repairing.places import Place
-from onnxprune.repairing.repair import Bias
 from tests.models import build
 
 FLAT = "h = Gemm(x[N,4], w1[4,6], b1[6])\n a = Relu(h)\n"

@@ -1,0 +1,25 @@
+"""Which rows layers are refitted on: samples, positions of each, and those held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxprune.reading.observing import Session
+
+REPAIR_SAMPLES = 512
+"""Samples that layers are refitted on, the first ones."""
+
+HELD_OUT = 5
+"""One batch in so many is held out, to choose the penalty and to see whether the new weights are better."""
+
+ROWS_A_SAMPLE = 200
+"""Positions of a sample that are taken at most, at random: neighbours in an image say much the same."""
+
+BATCH = 16
+
+
+def fed(session: Session, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What of the feed the session takes."""
+    return {port.name: feed[port.name] for port in session.get_inputs()}
