@@ -1,0 +1,1 @@
+"""Stage nine: weights and activations in eight bits, by ONNX Runtime's own quantizer, on the calibration data."""
