@@ -30,8 +30,8 @@ EXCLUDED = 1e-4
 RATES = 64
 """Rates of changes that are tried between the lowest and the highest."""
 
-HALVINGS = 40
-"""Of the interval in which a bound lies: enough for twelve digits."""
+HALVINGS = 30
+"""Of the interval in which a bound lies: enough for nine digits."""
 
 
 def upper_rate(events: int, samples: int, risk: float) -> float:
@@ -73,7 +73,7 @@ def as_good_as(losses: int, gains: int, samples: int, z: float) -> np.ndarray:
 def chance(drop: float, changes: np.ndarray, samples: int, most_losses: np.ndarray) -> float:
     """The highest chance, over these rates of changes, of at most so many losses for each number of gains."""
     lost, gained = (np.clip((changes + sign * drop) / 2, 0.0, 1.0)[:, None] for sign in (1, -1))
-    enough = int(np.ceil(samples * gained.max() + 12 * np.sqrt(samples * gained.max()) + 12))
+    enough = int(np.ceil(samples * gained.max() + 8 * np.sqrt(samples * gained.max()) + 8))
     gains = np.arange(min(samples, enough) + 1)
     allowed = most_losses[gains]
     rate = np.clip(lost / np.maximum(1 - gained, 1e-300), 0.0, 1.0)
