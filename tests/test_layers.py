@@ -15,7 +15,7 @@ ROOT = Path(onnxprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 STAGES = (
     *("errors", "files", "reading", "rules", "coupling", "probing", "choosing", "rewriting", "repairing"),
-    *("verifying", "judging", "reporting", "pipeline", "cli", "__main__"),
+    *("verifying", "judging", "sparsifying", "quantizing", "reporting", "pipeline", "cli", "__main__"),
 )
 
 BUILDERS = {
