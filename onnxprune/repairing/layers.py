@@ -89,12 +89,14 @@ def bias_effect(
     return effect if effect and np.allclose(grown, effect, rtol=1e-3, atol=1e-4) else None
 
 
-def session_of(node: NodeProto, model: ModelProto, element_type: int) -> Session:
-    """A node as a model of its own, all its inputs fed."""
+def session_of(
+    node: NodeProto, model: ModelProto, element_type: int, others: Mapping[str, int] | None = None
+) -> Session:
+    """A node as a model of its own, all its inputs fed; `others` names those of another element type."""
     part = ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
     part.graph.name = "layer"
     part.graph.node.append(node)
-    read = (name for name in node.input if name)
-    part.graph.input.extend(helper.make_tensor_value_info(name, element_type, None) for name in read)
+    types = {name: element_type for name in node.input if name} | dict(others or {})
+    part.graph.input.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in types.items())
     part.graph.output.append(ValueInfoProto(name=node.output[0]))
     return session_for(part, threads=1)  # more would spin while numpy works

@@ -22,6 +22,7 @@ from onnxprune.choosing.plan import Plan
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration
 from onnxprune.repairing.linear import linear_steps
+from onnxprune.repairing.recurrent import recurrent_steps
 from onnxprune.repairing.rows import REPAIR_SAMPLES
 from onnxprune.repairing.steps import Refit, Repaired, Step
 from onnxprune.rules.axes import Dim
@@ -74,6 +75,7 @@ def repair(
 
 def steps_of(couplings: Couplings, pruned: Set[Dim]) -> tuple[Step, ...]:
     """Every part that can be refitted, in graph order, from the first on that reads a pruned Dim."""
-    steps = sorted(linear_steps(couplings), key=lambda step: step.position)
+    every: tuple[Step, ...] = (*linear_steps(couplings), *recurrent_steps(couplings))
+    steps = sorted(every, key=lambda step: step.position)
     first = next((number for number, step in enumerate(steps) if not pruned.isdisjoint(step.reads)), len(steps))
     return tuple(steps[first:])

@@ -124,6 +124,43 @@ class Macs:
 
 
 @dataclass(frozen=True, slots=True)
+class Reset:
+    """
+    A gate of a cell, by its number, whose logistic function r scales the state as the gate `scaled` reads it.
+
+    `after`: what is scaled is the product, r (R h + b), and not the state that goes into it, R (r h) + b.
+    """
+
+    gate: int
+    scaled: int
+    after: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence:
+    """
+    A cell runs along time, in every direction by itself. In each step its gates do something to sums of products::
+
+        W x[t] + Wb + R h[t - 1] + Rb        W [d, g·h, i]   R [d, g·h, h]   (Wb, Rb) [d, 2·g·h]
+
+    `x` [t, n, i] and these constants are inputs of the node, by their numbers; `lengths` [n] is the input that says
+    where sequences end, `start` [d, n, h] that of the first h, `others` are the inputs that have no part in the sums.
+    The first output is h [t, d, n, h]. `backwards` tells for each direction whether it runs from the end.
+    """
+
+    x: int
+    weight: int
+    recurrent: int
+    bias: int | None
+    lengths: int | None
+    start: int | None
+    others: tuple[int, ...]
+    gates: int
+    backwards: tuple[bool, ...]
+    reset: Reset | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """Element i of `output` is the width of `sizes[i]`."""
 
@@ -139,4 +176,4 @@ class Copied:
     sources: tuple[tuple[int, int], ...]
 
 
-Fact = Equal | Frozen | Inexact | Contracted | Stores | Zero | Divisor | Macs | Measured | Copied
+Fact = Equal | Frozen | Inexact | Contracted | Stores | Zero | Divisor | Macs | Recurrence | Measured | Copied

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxprune.rules.axes import product_of
-from onnxprune.rules.facts import AllOf, Contracted, Equal, Fact, Macs, Stores, Zero
+from onnxprune.rules.facts import AllOf, Contracted, Equal, Fact, Macs, Recurrence, Reset, Stores, Zero
 from onnxprune.rules.operation import NotUnderstood, Op
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import fixed, free
@@ -15,6 +15,7 @@ SILENT_AT_ZERO = {"Tanh", "Relu", "LeakyRelu", "ScaledTanh", "Elu", "Softsign", 
 CELL_ACTIVATION = {"LSTM": 1, "GRU": 1, "RNN": 0}
 """Which of a direction's activations makes the new state; the others only gate it."""
 PER_DIRECTION = {"LSTM": 3, "GRU": 2, "RNN": 1}
+BACKWARDS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
 @rule("LSTM", "GRU", "RNN")
@@ -65,6 +66,38 @@ def recurrent(op: Op) -> Iterator[Fact]:
     yield Macs((batch, time, direction, rows, w[2]))
     yield Macs((batch, time, direction, rows, hidden))
     yield from silent(op)
+    yield from recurrence(op)
+
+
+def recurrence(op: Op) -> Iterator[Fact]:
+    """
+    What the gates do something to; nothing is said where they see more than the input and the state before.
+
+    Of a GRU's gates (update, reset, candidate) the second scales the state that the third reads.
+    """
+    kind = op.node.op_type
+    if op.attribute("layout", 0) or op.attribute("input_forget", 0) or op.optional(7) is not None:
+        return
+    gating = [str(name) for name in op.attribute("activations") or []][:: PER_DIRECTION[kind]]
+    if kind == "GRU" and ("clip" in op.node.attributes or any(name != "Sigmoid" for name in gating)):
+        return
+    yield Recurrence(
+        x=0,
+        weight=1,
+        recurrent=2,
+        bias=given(op, 3),
+        lengths=given(op, 4),
+        start=given(op, 5),
+        others=(6,) if op.optional(6) is not None else (),
+        gates=GATES[kind],
+        backwards=BACKWARDS[str(op.attribute("direction", "forward"))],
+        reset=Reset(gate=1, scaled=2, after=bool(op.attribute("linear_before_reset", 0))) if kind == "GRU" else None,
+    )
+
+
+def given(op: Op, index: int) -> int | None:
+    """The number of an optional input, if there is one."""
+    return None if op.optional(index) is None else index
 
 
 def silent(op: Op) -> Iterator[Fact]:
