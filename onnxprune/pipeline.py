@@ -30,6 +30,7 @@ from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit,
 from onnxprune.reading.observing import CPU
 from onnxprune.reading.read import Model, read
 from onnxprune.repairing.obs import optimal_brain_surgeon
+from onnxprune.repairing.readings import Readings
 from onnxprune.repairing.repair import repair
 from onnxprune.repairing.steps import Repaired
 from onnxprune.reporting.measuring import Session, figures, notes_on, open_session, parameter_count
@@ -183,7 +184,9 @@ def prune(
         elif criterion == "magnitude":
             scores = magnitudes(couplings, groups)
         elif criterion == "obs":
-            scores = optimal_brain_surgeon(couplings, groups, session.calibration, threads=threads, progress=progress)
+            scores = optimal_brain_surgeon(
+                Readings(couplings, session.calibration, threads=threads), groups, progress=progress
+            )
         elif criterion == "random":
             scores = chances(couplings, groups, seed)
         else:

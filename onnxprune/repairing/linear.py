@@ -145,5 +145,10 @@ class Bias:
     def move(self, by: np.ndarray) -> None:
         """Let the outputs grow by so much."""
         if self.place is not None:
-            bias = self.place.array
-            self.place.put((bias + (by / self.effect).reshape(bias.shape)).astype(bias.dtype))
+            self.place.put(self.moved(by))
+
+    def moved(self, by: np.ndarray) -> np.ndarray:
+        """Its numbers for outputs that are larger by so much."""
+        assert self.place is not None
+        bias = self.place.array
+        return np.asarray((bias + (by / self.effect).reshape(bias.shape)).astype(bias.dtype))

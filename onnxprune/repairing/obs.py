@@ -16,22 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.coupling.couple import Couplings, Group
+from onnxprune.coupling.couple import Group
 from onnxprune.errors import UsageError
-from onnxprune.probing.calibration import Calibration
-from onnxprune.probing.gates import channels_at
 from onnxprune.probing.sensitivities import Sensitivities, sensitivities_of
-from onnxprune.reading.observing import session_for
-from onnxprune.reading.subgraphs import up_to
-from onnxprune.repairing.consumers import Consumer, consumers
-from onnxprune.repairing.layers import Features, as_matrix
-from onnxprune.repairing.least_squares import NormalEquations
-from onnxprune.repairing.places import Place
-from onnxprune.repairing.rows import BATCH, REPAIR_SAMPLES, ROWS_A_SAMPLE, fed
-from onnxprune.rules.axes import leaves
-
-RIDGE = 1e-3
-"""Added to the Gram matrix's diagonal, in units of its mean."""
+from onnxprune.repairing.consumers import Consumer
+from onnxprune.repairing.readings import Readings
 
 
 @dataclass
@@ -73,26 +62,8 @@ class Remaining:
         self.inverse[block, block] = 1  # no weight is left there, so it costs nothing; it must only be solvable
 
 
-@dataclass(frozen=True)
-class Moments:
-    """A whole layer: the inverse of its inputs' Gram matrix, its weights, and the energy of its outputs, a row each."""
-
-    inverse: np.ndarray
-    weights: np.ndarray
-    energy: float
-
-    def remaining(self, blocks: tuple[np.ndarray, ...]) -> Remaining:
-        """The layer with all channels there."""
-        return Remaining(self.inverse, self.weights, blocks, self.energy)
-
-
 def optimal_brain_surgeon(
-    couplings: Couplings,
-    groups: Sequence[Group],
-    calibration: Calibration,
-    *,
-    threads: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    readings: Readings, groups: Sequence[Group], *, progress: Callable[[str, int, int], None] | None = None
 ) -> Sensitivities:
     """
     For each channel the error that its going adds to the layers that read it, all of them refitted, in greedy order.
@@ -103,18 +74,10 @@ def optimal_brain_surgeon(
     Raises:
         UsageError: there is no such layer for any group.
     """
-    layers = list(consumers(couplings))
-    known: dict[str, Moments] = {}
     scores = {}
     for number, group in enumerate(groups):
-        parts = []
-        for consumer in layers:
-            if set(group.dims).isdisjoint(leaves(consumer.type)):
-                continue
-            if consumer.output not in known:
-                known[consumer.output] = moments(couplings, consumer, calibration, threads)
-            parts.append(known[consumer.output].remaining(blocks_of(couplings, group, consumer)))
-        scores[group.name] = greedy(parts, group.size) if parts else np.full(group.size, np.inf)
+        layers = [remaining(readings, group, reader) for reader in readings.readers(group)]
+        scores[group.name] = greedy(layers, group.size) if layers else np.full(group.size, np.inf)
         if progress:
             progress(group.name, number + 1, len(groups))
     if groups and all(np.isinf(values).all() for values in scores.values()):
@@ -122,7 +85,14 @@ def optimal_brain_surgeon(
             "Expected a layer behind the groups that could be refitted (a matrix product, a convolution), found none. "
             "Take --criterion sensitivity."
         )
-    return sensitivities_of(couplings, scores, criterion="obs", samples=min(len(calibration), REPAIR_SAMPLES))
+    return sensitivities_of(readings.couplings, scores, criterion="obs", samples=len(readings.samples))
+
+
+def remaining(readings: Readings, group: Group, reader: Consumer) -> Remaining:
+    """The reader with all channels of the group there."""
+    moments = readings.of(reader)
+    inverse = np.linalg.inv(moments.gram)
+    return Remaining(inverse, moments.weights, readings.blocks(group, reader), moments.energy)
 
 
 def greedy(layers: Sequence[Remaining], channels: int) -> np.ndarray:
@@ -137,34 +107,3 @@ def greedy(layers: Sequence[Remaining], channels: int) -> np.ndarray:
         for layer in layers:
             layer.remove(channel)
     return scores
-
-
-def moments(couplings: Couplings, consumer: Consumer, calibration: Calibration, threads: int) -> Moments:
-    """What a layer is, on the samples that layers are refitted on."""
-    model = couplings.graph.model
-    weight = Place(model, consumer.output, consumer.weight).array
-    features = Features(model.graph.node[consumer.node.position], model, consumer, weight)
-    source = session_for(up_to(model, [consumer.input]), threads=threads or 1)
-    sums, rng = NormalEquations(features.count, 0), np.random.default_rng(0)
-    samples = calibration.first(REPAIR_SAMPLES)
-    for batch in samples.batches(BATCH):
-        (data,) = source.run(None, fed(source, samples.at(samples.filled(batch))))
-        rows = features.of(data)
-        some = rows[rng.permutation(len(rows))[: ROWS_A_SAMPLE * len(batch)]]
-        sums.add(some, np.zeros((len(some), 0)))
-    gram = sums.gram / max(sums.rows, 1)
-    weights = np.vstack([as_matrix(weight, consumer).astype(np.float64), np.zeros(weight.shape[consumer.made])])
-    energy = max(float((weights * (gram @ weights)).sum()), 1e-30)
-    ridge = RIDGE * max(float(np.trace(gram)) - 1, 1e-12) / features.count
-    return Moments(np.linalg.inv(gram + ridge * np.eye(len(gram))), weights, energy)
-
-
-def blocks_of(couplings: Couplings, group: Group, consumer: Consumer) -> tuple[np.ndarray, ...]:
-    """For each channel of the group, the features of a layer that go with it."""
-    weight = couplings.graph.constants[consumer.node.inputs[consumer.weight]]
-    shape = np.delete(np.array(weight.shape), consumer.made)
-    summed = consumer.summed - (consumer.made < consumer.summed)
-    numbers = np.moveaxis(np.arange(int(shape.prod())).reshape(shape), summed, 0)
-    standing = channels_at(consumer.type, group.dims)
-    places = (np.any([along == channel for along in standing], axis=0) for channel in range(group.size))
-    return tuple(numbers[place].ravel() for place in places)

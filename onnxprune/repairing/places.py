@@ -27,10 +27,11 @@ class Place:
     def can_change(self) -> bool:
         """May the numbers change here and nowhere else?"""
         may_add = self._model.ir_version >= INITIALIZERS_ARE_NO_INPUTS
-        return self._tensor is not None and (may_add or not self._is_shared)
+        return self._tensor is not None and (may_add or not self.is_shared)
 
     @property
-    def _is_shared(self) -> bool:
+    def is_shared(self) -> bool:
+        """Is the constant read elsewhere too, or a model output?"""
         read = sum(list(read_by(node)).count(self.name) for node in self._model.graph.node)
         return read > 1 or any(port.name == self.name for port in self._model.graph.output)
 
@@ -43,7 +44,7 @@ class Place:
     def put(self, array: np.ndarray) -> None:
         """Other numbers of the same shape and type; where others read the constant too, in a copy that is read here."""
         assert self._tensor is not None
-        if not self._is_shared:
+        if not self.is_shared:
             self._tensor.CopyFrom(like(self._tensor, array, self._tensor.name))
             return
         graph = self._model.graph

@@ -11,8 +11,9 @@ from onnxprune.errors import UsageError
 from onnxprune.pipeline import prune
 from onnxprune.probing.calibration import gather
 from onnxprune.reading.read import read
-from onnxprune.repairing import obs
+from onnxprune.repairing import readings
 from onnxprune.repairing.obs import Remaining, greedy, optimal_brain_surgeon
+from onnxprune.repairing.readings import Readings
 from tests.bundled import bundled, digits, model_path
 from tests.models import build
 
@@ -83,7 +84,7 @@ def test_duplicates_go_for_free() -> None:
         tensor.CopyFrom(numpy_helper.from_array(weight, name))
     couplings = couple(read(model))
     calibration = gather(couplings.graph, {"x": RANDOM.standard_normal((300, 4)).astype(np.float32)})
-    scores = optimal_brain_surgeon(couplings, couplings.groups, calibration).of(couplings.groups[0].name)
+    scores = optimal_brain_surgeon(Readings(couplings, calibration), couplings.groups).of(couplings.groups[0].name)
     cheap = np.argsort(scores)[:4]
     assert len(set(cheap % 4)) == 4
     assert scores[cheap].max() < 0.2 * np.delete(scores, cheap).min()
@@ -105,6 +106,7 @@ def test_it_keeps_more_than_magnitude_where_layers_are_many(name: str) -> None:
 def test_groups_that_no_layer_can_be_refitted_for_go_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """And where there is no other group, that is said."""
     couplings = bundled("mlp_torch")
-    monkeypatch.setattr(obs, "consumers", lambda couplings: iter(()))
+    monkeypatch.setattr(readings, "consumers", lambda couplings: iter(()))
+    calibration = gather(couplings.graph, digits("mlp_torch", 8))
     with pytest.raises(UsageError, match=r"found none\. Take --criterion sensitivity"):
-        optimal_brain_surgeon(couplings, couplings.groups, gather(couplings.graph, digits("mlp_torch", 8)))
+        optimal_brain_surgeon(Readings(couplings, calibration), couplings.groups)
