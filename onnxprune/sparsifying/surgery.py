@@ -34,7 +34,7 @@ LAST_ITERATIONS = 30
 
 @dataclass(frozen=True, slots=True)
 class Quadratic:
-    """A layer's squared error and a ridge towards the weights that were there: v'Hv - 2 v'`target`, up to a constant."""
+    """A layer's squared error, with a ridge to the weights that were there: v'Hv - 2 v'`target` plus a constant."""
 
     matrix: np.ndarray
     target: np.ndarray
