@@ -52,6 +52,33 @@ class NormalEquations:
         return start + np.linalg.solve(self.gram + np.diag(ridge), self.cross - self.gram @ start)
 
 
+class Blocks:
+    """The sums of many layers side by side, each with features and outputs of its own."""
+
+    def __init__(self, blocks: int, features: int, outputs: int) -> None:
+        self._gram = np.zeros((blocks, features + 1, features + 1))
+        self._cross = np.zeros((blocks, features + 1, outputs))
+        self._energy = np.zeros(blocks)
+        self.rows = 0
+
+    def add(self, features: np.ndarray, outputs: np.ndarray) -> None:
+        """Take in rows `[rows, blocks, features]` and what is wanted of them, `[rows, blocks, outputs]`."""
+        ones = np.ones((*features.shape[:2], 1))
+        rows = np.concatenate([features, ones], axis=2, dtype=np.float64).transpose(1, 0, 2)
+        wanted = outputs.astype(np.float64).transpose(1, 0, 2)
+        self._gram += rows.transpose(0, 2, 1) @ rows
+        self._cross += rows.transpose(0, 2, 1) @ wanted
+        self._energy += np.square(wanted).sum((1, 2))
+        self.rows += len(features)
+
+    def of(self, block: int) -> NormalEquations:
+        """Those of one layer."""
+        found = NormalEquations(self._gram.shape[1] - 1, self._cross.shape[2])
+        found.gram, found.cross = self._gram[block], self._cross[block]
+        found.energy, found.rows = float(self._energy[block]), self.rows
+        return found
+
+
 def both(one: NormalEquations, other: NormalEquations) -> NormalEquations:
     """The sums over the rows of both."""
     total = NormalEquations(len(one.gram) - 1, one.cross.shape[1])

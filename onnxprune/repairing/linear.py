@@ -65,19 +65,34 @@ class Wanted:
 
     def equations(self, model: ModelProto, features: Features) -> tuple[NormalEquations, NormalEquations]:
         """Normal equations of the layer in the model as it is now: on most samples, and on those held out."""
-        teacher = session_for(up_to(self.original, [self.consumer.output]), threads=self.threads or 1)
-        student = session_for(up_to(model, [self.consumer.input]), threads=self.threads or 1)
         rng = np.random.default_rng(0)
         sums = tuple(NormalEquations(features.count, len(self.positions)) for _ in range(2))
-        size = max(1, min(BATCH, len(self.samples) // HELD_OUT))
+        for batch in self.batches(model, BATCH):
+            rows = features.of(batch.data)
+            some = rng.permutation(len(rows))[: batch.most_rows]
+            sums[batch.held_out].add(rows[some], batch.wanted[some])
+        return sums[0], sums[1]
+
+    def batches(self, model: ModelProto, most: int) -> Iterator[Batch]:
+        """What the layer reads in the model as it is now, and what it should make of it, `most` samples at a time."""
+        teacher = session_for(up_to(self.original, [self.consumer.output]), threads=self.threads or 1)
+        student = session_for(up_to(model, [self.consumer.input]), threads=self.threads or 1)
+        size = max(1, min(most, len(self.samples) // HELD_OUT))
         for number, samples in enumerate(self.samples.batches(size)):
             feed = self.samples.at(self.samples.filled(samples))
             (output,), (data,) = teacher.run(None, fed(teacher, feed)), student.run(None, fed(student, feed))
             wanted = as_rows(output, self.consumer.made_at)[:, self.positions]
-            rows = features.of(data)
-            some = rng.permutation(len(rows))[: ROWS_A_SAMPLE * len(samples)]
-            sums[number % HELD_OUT == HELD_OUT - 1].add(rows[some], wanted[some])
-        return sums[0], sums[1]
+            yield Batch(data, wanted, ROWS_A_SAMPLE * len(samples), number % HELD_OUT == HELD_OUT - 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a layer reads, the `[rows, outputs]` it should make of it, and how many rows are taken of these at most."""
+
+    data: np.ndarray
+    wanted: np.ndarray
+    most_rows: int
+    held_out: bool
 
 
 def refit(model: ModelProto, consumer: Consumer, wanted: Wanted) -> Iterator[Refit]:

@@ -24,6 +24,7 @@ from onnxprune.probing.calibration import Calibration
 from onnxprune.repairing.linear import linear_steps
 from onnxprune.repairing.recurrent import recurrent_steps
 from onnxprune.repairing.rows import REPAIR_SAMPLES
+from onnxprune.repairing.side_by_side import side_by_side_steps
 from onnxprune.repairing.steps import Refit, Repaired, Step
 from onnxprune.rules.axes import Dim
 
@@ -75,7 +76,11 @@ def repair(
 
 def steps_of(couplings: Couplings, pruned: Set[Dim]) -> tuple[Step, ...]:
     """Every part that can be refitted, in graph order, from the first on that reads a pruned Dim."""
-    every: tuple[Step, ...] = (*linear_steps(couplings), *recurrent_steps(couplings))
+    every: tuple[Step, ...] = (
+        *linear_steps(couplings),
+        *side_by_side_steps(couplings),
+        *recurrent_steps(couplings),
+    )
     steps = sorted(every, key=lambda step: step.position)
     first = next((number for number, step in enumerate(steps) if not pruned.isdisjoint(step.reads)), len(steps))
     return tuple(steps[first:])

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxprune.rules.axes import Axis, product_of
-from onnxprune.rules.facts import AllOf, AnyOf, Contracted, Equal, Fact, Frozen, Macs, Stores, Unsummed, Zero
+from onnxprune.rules.facts import (
+    AllOf,
+    AnyOf,
+    Contracted,
+    Equal,
+    Fact,
+    Frozen,
+    Macs,
+    SideBySide,
+    Stores,
+    Unsummed,
+    Zero,
+)
 from onnxprune.rules.operation import Op
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import fixed, free, moved, same_axes, stored_sizes
@@ -24,8 +36,7 @@ def conv(op: Op) -> Iterator[Fact]:
     yield Equal(x[1], product_of((group, w[1])))
     yield Equal(w[0], product_of((group, each_out)))
     yield from convolved(op, product_of((group, each_out)))
-    if groups > 1:
-        yield Stores("group", None, group)
+    yield from side_by_side(op, group, w[1], made=0)
     yield Macs((y[0], *y[1:], w[1], *w[2:]))
 
 
@@ -42,9 +53,15 @@ def conv_transpose(op: Op) -> Iterator[Fact]:
     yield Equal(x[1], product_of((group, each_in)))
     yield Equal(w[0], product_of((group, each_in)))
     yield from convolved(op, product_of((group, w[1])))
-    if groups > 1:
-        yield Stores("group", None, group)
+    yield from side_by_side(op, group, each_in, made=1)
     yield Macs((x[0], *x[1:], w[1], *w[2:]))
+
+
+def side_by_side(op: Op, group: Axis, each_in: Axis, *, made: int) -> Iterator[Fact]:
+    """Where there is more than one group: how many, and what each of them is."""
+    if group.size > 1:
+        yield Stores("group", None, group)
+        yield SideBySide(0, 1, None if op.optional(2) is None else 2, group, each_in, made)
 
 
 def convolved(op: Op, out_channels: Axis) -> Iterator[Fact]:

@@ -124,6 +124,24 @@ class Macs:
 
 
 @dataclass(frozen=True, slots=True)
+class SideBySide:
+    """
+    The node is `blocks` layers side by side: each sums over `summed` channels of its own block of the input `data` and
+    makes its own block of the output's axis 1.
+
+    The first axis of the input `weight` has a block for each, in which axis number `made` counts what it makes and
+    all others are summed over. `bias` is the input with one number for each output. All three are input numbers.
+    """
+
+    data: int
+    weight: int
+    bias: int | None
+    blocks: Axis
+    summed: Axis
+    made: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reset:
     """
     A gate of a cell, by its number, whose logistic function r scales the state as the gate `scaled` reads it.
@@ -176,4 +194,6 @@ class Copied:
     sources: tuple[tuple[int, int], ...]
 
 
-Fact = Equal | Frozen | Inexact | Contracted | Stores | Zero | Divisor | Macs | Recurrence | Measured | Copied
+Fact = (
+    Equal | Frozen | Inexact | Contracted | Stores | Zero | Divisor | Macs | SideBySide | Recurrence | Measured | Copied
+)
