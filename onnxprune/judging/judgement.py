@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass as plain_dataclass
 
 import numpy as np
@@ -13,8 +13,8 @@ from pydantic.dataclasses import dataclass
 from onnxprune.errors import DataError, UsageError
 from onnxprune.judging.allowance import Allowance
 from onnxprune.judging.answers import evident_answers, labelled_answers
-from onnxprune.judging.holding_out import hold_out, require_enough
-from onnxprune.judging.intervals import Drop, drop_of, expected_upper
+from onnxprune.judging.holding_out import FLIPS_TO_SPARE, hold_out, require_enough
+from onnxprune.judging.intervals import Drop, drop_of, expected_upper, fewest_samples
 from onnxprune.judging.metrics import Metric, Outputs, prepare_metric
 from onnxprune.judging.searching import Found, Item, Trial
 from onnxprune.judging.user_metrics import UserMetric
@@ -97,6 +97,18 @@ class Judge:
             held_out=self.held_out,
             trials=found.trials if found else (),
         )
+
+    def notes(self) -> Iterator[str]:
+        """What a user should know of the samples: that more of them could show the same of smaller models."""
+        limit, confidence, kind = self.allowed.limit, self.allowed.confidence, self.judged_by.kind
+        wanted = fewest_samples(limit, confidence, kind, lost=FLIPS_TO_SPARE)
+        if len(self.judging) < wanted:
+            afford = [fewest_samples(limit, confidence, kind, lost=lost) for lost in range(FLIPS_TO_SPARE)]
+            spare = sum(fewest <= len(self.judging) for fewest in afford) - 1
+            yield (
+                f"On {len(self.judging):,} samples, {self.allowed} is shown only if at most {spare} of the answers are "
+                f"lost; on {wanted:,}, {FLIPS_TO_SPARE} may be. More samples (--eval-data) allow smaller models."
+            )
 
 
 def judge_held_out(

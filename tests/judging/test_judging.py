@@ -118,6 +118,16 @@ def test_made_up_samples_judge_nothing() -> None:
         judge_on(original(), samples(100), samples(50), FIVE_PERCENT)
 
 
+def test_it_is_said_where_more_samples_would_help() -> None:
+    """Where few answers may be lost, a model has to be better than it needs to."""
+    assert list(judge(allowance("1%", "95%")).notes()) == [
+        "On 500 samples, a drop of at most 0.01 at a confidence of 0.95 is shown only if at most 1 of the answers are "
+        "lost; on 1,182, 6 may be. More samples (--eval-data) allow smaller models."
+    ]
+    assert not list(judge(FIVE_PERCENT).notes())
+    assert not list(judge(allowance("1%", "95%"), "cosine").notes())
+
+
 def test_models_of_whole_feeds_are_judged_feed_by_feed() -> None:
     """A model without an axis of samples is split and judged like any other."""
     model = build("y = Relu(x[3,4])")
