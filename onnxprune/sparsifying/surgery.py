@@ -31,6 +31,9 @@ ITERATIONS = 10
 
 LAST_ITERATIONS = 30
 
+TRIED_OUTPUTS = 256
+"""Outputs of a layer that penalties are tried on, at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Quadratic:
@@ -38,6 +41,10 @@ class Quadratic:
 
     matrix: np.ndarray
     target: np.ndarray
+
+    def only(self, outputs: np.ndarray | slice) -> Quadratic:
+        """That of these outputs."""
+        return Quadratic(self.matrix, self.target[:, outputs])
 
     def fitted(self, start: np.ndarray, stays: np.ndarray, iterations: int) -> np.ndarray:
         """
@@ -89,9 +96,10 @@ def surgery(
 
 def lowest(saliency: np.ndarray, count: int, candidates: Candidates) -> np.ndarray:
     """The `count` candidates of lowest saliency, as booleans of its shape."""
-    ordered = np.argsort(np.where(candidates(saliency), saliency, np.inf), axis=None, kind="stable")
     found = np.zeros(saliency.size, bool)
-    found[ordered[:count]] = True
+    if count:
+        numbers = np.where(candidates(saliency), saliency, np.inf)
+        found[np.argpartition(numbers, count - 1, axis=None)[:count]] = True
     return found.reshape(saliency.shape)
 
 
@@ -115,12 +123,20 @@ def settled(
 
     `start` are the weights before any went, `weights` those to begin with.
     """
-    total, plain = both(fitted, held_out), np.where(stays, start, 0.0)
+    plain = np.where(stays, start, 0.0)
+    some = np.arange(0, start.shape[1], -(-start.shape[1] // TRIED_OUTPUTS))
 
-    def solved(sums: NormalEquations, penalty: float) -> np.ndarray:
-        error = quadratic(sums, start, penalty, constant_is_free=constant_is_free)
-        return error.fitted(weights, stays, LAST_ITERATIONS)
+    def solved(sums: NormalEquations, penalty: float, outputs: np.ndarray | slice) -> np.ndarray:
+        error = quadratic(sums, start, penalty, constant_is_free=constant_is_free).only(outputs)
+        return error.fitted(weights[:, outputs], stays[:, outputs], LAST_ITERATIONS)
 
-    errors = {penalty: held_out.error(solved(fitted, penalty)) for penalty in PENALTIES}
+    errors = {penalty: misfit(held_out, solved(fitted, penalty, some), some) for penalty in PENALTIES}
     best = min(errors, key=lambda penalty: errors[penalty])
-    return (solved(total, best), best) if errors[best] < held_out.error(plain) else (plain, None)
+    if not errors[best] < misfit(held_out, plain[:, some], some):
+        return plain, None
+    return solved(both(fitted, held_out), best, slice(None)), best
+
+
+def misfit(sums: NormalEquations, weights: np.ndarray, outputs: np.ndarray) -> float:
+    """The squared error at these outputs, less the energy of what is wanted there."""
+    return float((weights * (sums.gram @ weights - 2 * sums.cross[:, outputs])).sum())
