@@ -60,9 +60,9 @@ def test_weights_are_bytes() -> None:
     assert any(tensor.data_type == TensorProto.INT8 and len(tensor.dims) == 2 for tensor in quantized.graph.initializer)
 
 
-def test_a_pruned_model_can_be_quantised() -> None:
+@pytest.mark.parametrize("name", ["mlp_torch", pytest.param("resnet_torchscript", marks=pytest.mark.slow)])
+def test_a_pruned_model_can_be_quantised(name: str) -> None:
     """Half of the MACs gone, then eight bits: both steps keep the answers."""
-    name = "resnet_torchscript"
     result = prune(model_path(name), digits(name, 200), macs="50%", criterion="magnitude", compensate=True)
     calibration = gather(couple(read(result.model)).graph, digits(name, 200))
     quantized = quantize(result.model, calibration)
