@@ -25,6 +25,7 @@ from onnxprune.repairing.linear import linear_steps
 from onnxprune.repairing.recurrent import recurrent_steps
 from onnxprune.repairing.rows import REPAIR_SAMPLES
 from onnxprune.repairing.side_by_side import side_by_side_steps
+from onnxprune.repairing.standardized import standardized_steps
 from onnxprune.repairing.steps import Refit, Repaired, Step
 from onnxprune.rules.axes import Dim
 
@@ -80,6 +81,7 @@ def steps_of(couplings: Couplings, pruned: Set[Dim]) -> tuple[Step, ...]:
         *linear_steps(couplings),
         *side_by_side_steps(couplings),
         *recurrent_steps(couplings),
+        *standardized_steps(couplings),
     )
     steps = sorted(every, key=lambda step: step.position)
     first = next((number for number, step in enumerate(steps) if not pruned.isdisjoint(step.reads)), len(steps))

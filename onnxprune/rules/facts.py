@@ -142,6 +142,24 @@ class SideBySide:
 
 
 @dataclass(frozen=True, slots=True)
+class Standardized:
+    """
+    The node scales and shifts each channel, axis 1 of its input `data`, by constants of one number for each::
+
+        scale · (x - mean) / sqrt(variance + epsilon) + shift
+
+    All but `epsilon` are numbers of inputs.
+    """
+
+    data: int
+    scale: int
+    shift: int
+    mean: int
+    variance: int
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
 class Reset:
     """
     A gate of a cell, by its number, whose logistic function r scales the state as the gate `scaled` reads it.
@@ -195,5 +213,5 @@ class Copied:
 
 
 Fact = (
-    Equal | Frozen | Inexact | Contracted | Stores | Zero | Divisor | Macs | SideBySide | Recurrence | Measured | Copied
+    Equal | Frozen | Inexact | Contracted | Stores | Zero | Divisor | Macs | SideBySide | Standardized | Recurrence | Measured | Copied
 )
