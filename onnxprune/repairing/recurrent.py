@@ -41,6 +41,9 @@ REMEMBERED = 2**26
 JOINT = 2**24
 """Largest sum of the sizes of normal equations for which each unit gets its own."""
 
+JOINT_ROWS = 50
+"""Rows for each feature that these are added up from, about: more tell little and cost much."""
+
 
 @dataclass(frozen=True)
 class RecurrentStep:
@@ -267,6 +270,11 @@ class Rows:
     of_state: np.ndarray
     r: np.ndarray | None = None
 
+    def only(self, some: slice) -> Rows:
+        """Some of them."""
+        x, h, of_input, of_state = (array[some] for array in (self.x, self.h, self.of_input, self.of_state))
+        return Rows(self.held_out, x, h, of_input, of_state, None if self.r is None else self.r[some])
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -289,7 +297,7 @@ class Fit:
             states = [gate * row.h for gate, row in zip(r, self.rows, strict=True)]
             found, _ = self.plain(found, scaled, states)
         elif len(scaled) * self.features**2 <= JOINT:
-            found = self.joint(found, scaled, r)
+            found = self.thinned().joint(found, scaled, [gate[:: self.every] for gate in r])
         else:
             found = self.apart(found, scaled)
         return found, penalty
@@ -298,6 +306,15 @@ class Fit:
     def features(self) -> int:
         """How many inputs and states a sum is over."""
         return int(self.rows[0].x.shape[1] + self.rows[0].h.shape[1])
+
+    @property
+    def every(self) -> int:
+        """One row in so many is as good as all for the equations of a unit."""
+        return max(1, sum(len(row.x) for row in self.rows) // (JOINT_ROWS * self.features))
+
+    def thinned(self) -> Fit:
+        """The same problems with these rows."""
+        return replace(self, rows=tuple(row.only(slice(None, None, self.every)) for row in self.rows))
 
     def resets(self, weights: Weights) -> list[np.ndarray]:
         """What scales the state, under these weights."""

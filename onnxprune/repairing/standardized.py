@@ -62,7 +62,7 @@ class StandardizedStep:
         now = Statistics(scale, shift, mean, variance, fact.epsilon)
         better = now.that_give(fitted)
         before, after = held_out.errors(now), held_out.errors(better)
-        closer = better.are_sound & (after < before)
+        closer = after < before
         numbers = (np.where(closer, better.mean, now.mean), np.where(closer, better.variance, now.variance))
         changed = []
         for place, array in zip(places[2:], numbers, strict=True) if closer.any() else ():
@@ -129,26 +129,26 @@ class Statistics:
 
     @property
     def slope(self) -> np.ndarray:
-        """What the input is multiplied with; not a number where the variance is none."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(self.scale / np.sqrt(self.variance + self.epsilon))
+        """What the input is multiplied with."""
+        return np.asarray(self.scale / np.sqrt(self.variance + self.epsilon))
 
     @property
     def offset(self) -> np.ndarray:
         """What is added then."""
         return np.asarray(self.shift - self.slope * self.mean)
 
-    @property
-    def are_sound(self) -> np.ndarray:
-        """For each channel: is the variance that of something?"""
-        return np.asarray(np.isfinite(self.mean) & np.isfinite(self.variance) & (self.variance > 0))
-
     def that_give(self, moments: Moments) -> Statistics:
-        """Those under which the output has the mean and the standard deviation of what is wanted."""
+        """
+        Those under which the output has the mean and the standard deviation of what is wanted.
+
+        A channel for which there are none, as it does not vary or should not, keeps its own.
+        """
         x, y = moments.x / moments.rows, moments.y / moments.rows
         spread_x, spread_y = moments.xx / moments.rows - x * x, moments.yy / moments.rows - y * y
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(all="ignore"):
             slope = np.sign(self.scale) * np.sqrt(np.maximum(spread_y, 0) / np.maximum(spread_x, 0))
             variance = (self.scale / slope) ** 2 - self.epsilon
             mean = x - (y - self.shift) / slope
+            sound = np.isfinite(mean) & np.isfinite(variance) & (variance > 0)
+        mean, variance = np.where(sound, mean, self.mean), np.where(sound, variance, self.variance)
         return Statistics(self.scale, self.shift, mean, variance, self.epsilon)
