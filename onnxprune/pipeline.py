@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import get_args
 
 import numpy as np
 from onnx import ModelProto
 
-from onnxprune.choosing.choose import choose, groups_to_prune
+from onnxprune.choosing.choose import AllocationName, groups_to_prune
 from onnxprune.choosing.plan import Plan
-from onnxprune.choosing.targets import Amount, Bound, Limits, Targets
+from onnxprune.choosing.targets import Bound, Limits, Targets
+from onnxprune.clock import Clock
 from onnxprune.coupling.couple import Couplings, couple
-from onnxprune.errors import ModelError, TargetError, UsageError, VerificationError
+from onnxprune.errors import ModelError, VerificationError
 from onnxprune.files import check_target
-from onnxprune.probing.asking import Effort, Progress, inquiry_for
+from onnxprune.ordering.criteria import check_criterion
+from onnxprune.probing.asking import Effort, Progress
 from onnxprune.probing.calibration import Data, collected, describe, given_shapes
 from onnxprune.probing.engine.means import Means
 from onnxprune.probing.losses import LossName, UserLoss, outputs_of
-from onnxprune.probing.probe import sensitivities, step
-from onnxprune.probing.proxies import chances, magnitudes
+from onnxprune.probing.probe import step
 from onnxprune.probing.samples import Samples
 from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit, load_scores
+from onnxprune.pruner import Pruned, Pruner, Recipe
 from onnxprune.reading.observing import CPU
 from onnxprune.reading.read import Model, read
-from onnxprune.repairing.obs import optimal_brain_surgeon
-from onnxprune.repairing.readings import Readings
-from onnxprune.repairing.repair import repair
-from onnxprune.repairing.steps import Repaired
-from onnxprune.reporting.measuring import Session, figures, notes_on, open_session, parameter_count
+from onnxprune.reporting.measuring import Session, figures, notes_on, open_session
 from onnxprune.reporting.report import Comparison, GroupReport, Report
-from onnxprune.rewriting.rewrite import rewrite
 from onnxprune.rewriting.saving import save_model
 from onnxprune.verifying.measure import distance, latency
 from onnxprune.verifying.verify import verify
@@ -43,7 +37,7 @@ from onnxprune.verifying.verify import verify
 DEFAULT_MACS = 0.7
 
 Arrays = np.ndarray | Mapping[str, np.ndarray] | None
-Settings = Mapping[str, str | float | int | None]
+Settings = Mapping[str, str | bool | float | int | None]
 
 
 @dataclass(frozen=True)
@@ -72,23 +66,6 @@ class PruneResult:
         save_model(self.model, path)
 
 
-class Clock:
-    """Tells what is going on, and keeps the seconds of each stage."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """One stage, timed."""
-        if self._progress:
-            self._progress(name, 0, 0)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
-
-
 def prune(
     model: Model,
     data: Data | None = None,
@@ -98,7 +75,7 @@ def prune(
     size: Bound = None,
     ratio: float | None = None,
     threshold: float | str | None = None,
-    criterion: Criterion = "sensitivity",
+    criterion: Criterion | None = None,
     scores: Sensitivities | str | os.PathLike[str] | None = None,
     loss: LossName | UserLoss = "distance",
     labels: str = "labels",
@@ -114,7 +91,9 @@ def prune(
     skip: str | Sequence[str] = (),
     min_channels: int = 1,
     multiple_of: int = 1,
-    compensate: bool = False,
+    allocation: AllocationName | None = None,
+    rounds: int | None = None,
+    compensate: bool | None = None,
     seed: int = 0,
     threads: int = 0,
     progress: Progress | None = None,
@@ -133,8 +112,11 @@ def prune(
         size: upper bound on the bytes of the file, likewise ("5MB").
         ratio: share of channels to remove in every group, 0 to below 1.
         threshold: channels whose score is below it go: a number, "median" or "mean" of all scores.
-        criterion: "sensitivity" (finite-difference loss probes), "obs" (what the layers that read a channel lose when
-            they are refitted without it; goes with `compensate`), "magnitude" (Li et al. 2017) or "random".
+        criterion: what orders the channels of a group. "sensitivity" (finite-difference loss probes), "obs" (what the
+            layers that read a channel lose when they are refitted without it), "magnitude", "activation", "taylor",
+            "redundancy", "forgetting" or "random"; see `onnxprune.ordering.criteria` for sources. "auto": obs and
+            sensitivity, for each group the one that loses less by its width curve. Default: auto where layers are
+            refitted, else, and for a threshold, sensitivity.
         scores: scores measured before, or their JSON file; `criterion` is then theirs.
         loss: what probes measure. "distance" (default): KL to the model's own outputs for logits or probabilities, else
             their relative squared error. "auto": cross-entropy if integer labels fit an output, else the distance.
@@ -152,8 +134,14 @@ def prune(
         cache: folder for a journal of what probes found; it is used again by a run on the same model and samples.
         only, skip: globs on group, layer and weight names.
         min_channels, multiple_of: widths stay at least this wide and multiples of that.
+        allocation: how wide each group stays under the bounds. "curves" (default with data): at the least sum of
+            losses, measured at several widths of each group after its readers were refitted; "global": channels go by
+            loss per cost, for criteria that are losses; "uniform": evenly.
+        rounds: how often to score, choose and refit on the way to the bounds, 1 or more; each round removes the same
+            share of what is left. Default: 3 for bounds below 40 %, else 1.
         compensate: refit the layers behind what was pruned by least squares on the data, from their new inputs to the
             original's outputs; then the model before that equals the zeroed original, and only these weights differ.
+            Default: where there is data.
         seed: of made-up inputs and of the random criterion.
         threads: of ONNX Runtime; 0 leaves the choice to it.
         progress: called as `progress(what, done, total)`.
@@ -166,40 +154,33 @@ def prune(
     if not targets.any:
         targets = replace(targets, macs=DEFAULT_MACS)
         notes.append(f"No target was given: the target is {DEFAULT_MACS:.0%} of the MACs (--macs {DEFAULT_MACS:.0%}).")
-    limits = Limits(globs(only), globs(skip), min_channels, multiple_of)
-    delta = step(delta, order)
-    effort = Effort(probe_samples, Means(jobs, memory, threads, provider, executor), cache)
-    if criterion not in get_args(Criterion):
-        raise UsageError(f"Expected a criterion among {', '.join(get_args(Criterion))}, found {criterion!r}.")
+    if criterion is not None:
+        check_criterion(criterion)
+    compensate = data is not None if compensate is None else compensate
+    recipe = Recipe(
+        limits=Limits(globs(only), globs(skip), min_channels, multiple_of),
+        criterion=criterion or ("auto" if compensate and threshold is None else "sensitivity"),
+        loss=loss,
+        delta=step(delta, order),
+        order=order,
+        effort=Effort(probe_samples, Means(jobs, memory, threads, provider, executor), cache),
+        allocation=allocation or ("curves" if data is not None and is_bounded(targets) else None),
+        rounds=rounds,
+        compensate=compensate,
+        seed=seed,
+    )
     with clock.stage("read and couple"):
         couplings, arrays = read_with(model, data)
-        groups = groups_to_prune(couplings, limits)
+        groups_to_prune(couplings, recipe.limits)
         if isinstance(scores, str | os.PathLike):
             scores = load_scores(scores, couplings)
-    with clock.stage("run the original"):
-        session = open_session(couplings, arrays, judge=judge_of(loss), labels=labels, seed=seed, threads=threads)
-    with clock.stage("score channels"):
         if scores is not None:
             check_fit(scores, couplings, "the scores given")
-        elif criterion == "magnitude":
-            scores = magnitudes(couplings, groups)
-        elif criterion == "obs":
-            scores = optimal_brain_surgeon(
-                Readings(couplings, session.calibration, threads=threads), groups, progress=progress
-            )
-        elif criterion == "random":
-            scores = chances(couplings, groups, seed)
-        else:
-            channels, outputs = sum(group.size for group in groups), session.outputs
-            inquiry = inquiry_for(
-                couplings, session.calibration, loss, effort, progress, probes=channels, outputs=outputs
-            )
-            scores, found = sensitivities(inquiry, groups, delta, order)
-            notes.extend(found.notes)
-    with clock.stage("choose and rewrite"):
-        plan, pruned = planned(couplings, scores, targets, limits)
-    settings = {**settings_of(targets, scores, seed), "compensate": compensate}
-    return finished(session, plan, pruned, scores, settings, notes, clock, compensate=compensate)
+    with clock.stage("run the original"):
+        session = open_session(couplings, arrays, judge=judge_of(loss), labels=labels, seed=seed, threads=threads)
+    pruner = Pruner(session, recipe, clock, scores)
+    pruned = pruner.to(targets)
+    return finished(session, pruned, settings_of(targets, recipe, pruned), (*notes, *pruner.notes), clock)
 
 
 def apply(
@@ -209,7 +190,7 @@ def apply(
     *,
     loss: LossName | UserLoss = "distance",
     labels: str = "labels",
-    compensate: bool = False,
+    compensate: bool | None = None,
     seed: int = 0,
     threads: int = 0,
     progress: Progress | None = None,
@@ -217,7 +198,7 @@ def apply(
     """
     Repeat the pruning that a plan describes, bit for bit, and check it like any other.
 
-    Arguments are those of `prune`.
+    Arguments are those of `prune`; by default layers are refitted where the plan says that they were.
 
     Raises:
         PlanError: the plan was made for another model.
@@ -227,10 +208,10 @@ def apply(
         couplings, arrays = read_with(model, data)
         plan.kept(couplings)
     session = open_session(couplings, arrays, judge=judge_of(loss), labels=labels, seed=seed, threads=threads)
-    with clock.stage("choose and rewrite"):
-        pruned = rewrite(couplings, plan)
+    compensate = bool(plan.refitted) if compensate is None else compensate
+    pruned = Pruner(session, Recipe(Limits(), compensate=compensate), clock).refitted(replace(plan, refitted=()))
     settings: Settings = {"criterion": "plan", "seed": seed, "compensate": compensate}
-    return finished(session, replace(plan, refitted=()), pruned, None, settings, [], clock, compensate=compensate)
+    return finished(session, pruned, settings, (), clock)
 
 
 def read_with(model: Model, data: Data | None) -> tuple[Couplings, Arrays]:
@@ -244,52 +225,11 @@ def judge_of(loss: LossName | UserLoss) -> LossName | UserLoss:
     return loss if callable(loss) else "auto"
 
 
-def planned(couplings: Couplings, scores: Sensitivities, targets: Targets, limits: Limits) -> tuple[Plan, ModelProto]:
-    """The plan and its model; where that comes out larger than its bounds, a smaller one is planned."""
-    bounds = {name: bound for name, (_, bound) in targets.bounds(couplings.costs).items() if name != "macs"}
-    aimed = dict(bounds)
-    asked = targets
-    while True:
-        try:
-            plan = choose(couplings, scores, asked, limits)
-        except TargetError:
-            if asked is targets:
-                raise
-            break
-        pruned = rewrite(couplings, plan)
-        found = {"params": parameter_count(pruned), "size": pruned.ByteSize()}
-        excess = {name: found[name] - bound for name, bound in bounds.items() if found[name] > bound}
-        if not excess:
-            return plan, pruned
-        aimed |= {name: aimed[name] - more for name, more in excess.items()}
-        params, size = (Amount(aimed[name], is_share=False) if name in aimed else None for name in found)
-        asked = replace(targets, params=params, size=size)
-    name = next(iter(excess))
-    raise TargetError(
-        f"Expected {name} of at most {bounds[name]:,.0f}, the smallest model found has {found[name]:,}. Ask for less."
-    )
-
-
-def finished(
-    session: Session,
-    plan: Plan,
-    pruned: ModelProto,
-    scores: Sensitivities | None,
-    settings: Settings,
-    notes: Sequence[str],
-    clock: Clock,
-    *,
-    compensate: bool,
-) -> PruneResult:
-    """Refit layers if wanted, check the model, measure both, report; a model that fails its check goes no further."""
-    couplings = session.couplings
-    layers: tuple[Repaired, ...] = ()
-    if compensate and plan.removed:
-        with clock.stage("refit layers"):
-            repaired = repair(couplings, plan, pruned, session.calibration, threads=session.threads)
-        plan, pruned, layers = replace(plan, refitted=repaired.constants), repaired.model, repaired.layers
+def finished(session: Session, pruned: Pruned, settings: Settings, notes: Sequence[str], clock: Clock) -> PruneResult:
+    """Check the model, measure both, report; a model that fails its check goes no further."""
+    couplings, plan, model = session.couplings, pruned.plan, pruned.model
     with clock.stage("verify"):
-        verdict = verify(couplings, plan, pruned, session.calibration)
+        verdict = verify(couplings, plan, model, session.calibration)
     if not verdict.passed:
         listed = "".join(f"\n  - {failure}" for failure in verdict.failures)
         raise VerificationError(
@@ -297,10 +237,10 @@ def finished(
             "Leave out the groups at fault with --skip, and please report the model."
         )
     with clock.stage("measure"):
-        after = outputs_of(pruned, session.calibration, threads=session.threads)
-        timed = latency((couplings.graph.model, pruned), session.calibration, threads=session.threads)
+        after = outputs_of(model, session.calibration, threads=session.threads)
+        timed = latency((couplings.graph.model, model), session.calibration, threads=session.threads)
         original = figures(session, couplings.graph.model, couplings.graph.file_bytes, session.outputs)
-        smaller = figures(session, pruned, pruned.ByteSize(), after, plan=plan)
+        smaller = figures(session, model, model.ByteSize(), after, plan=plan)
     report = Report(
         format="onnxprune-report",
         version=1,
@@ -312,12 +252,12 @@ def finished(
         distance=distance(session.outputs, after),
         groups=tuple(GroupReport(group.name, group.size, len(group.kept)) for group in plan.groups if group.exact),
         skipped={group.name: group.inexact.text for group in couplings.groups if group.inexact is not None},
-        refitted=layers,
+        refitted=pruned.refitted,
         verdict=verdict,
-        notes=(*notes, *notes_on(session, plan, scores)),
+        notes=(*notes, *notes_on(session, plan, pruned.scores)),
         seconds=clock.seconds,
     )
-    return PruneResult(pruned, plan, report, scores, couplings)
+    return PruneResult(model, plan, report, pruned.scores, couplings)
 
 
 def compare(
@@ -367,8 +307,10 @@ def interface_text(couplings: Couplings) -> str:
     return f"{[describe(port) for port in graph.inputs]} -> {[describe(port) for port in graph.outputs]}"
 
 
-def settings_of(targets: Targets, scores: Sensitivities, seed: int) -> Settings:
+def settings_of(targets: Targets, recipe: Recipe, pruned: Pruned) -> Settings:
     """What the report says of how a model was pruned."""
+    scores = pruned.scores
+    assert scores is not None
     return {
         "macs": spelled(targets.macs),
         "params": spelled(targets.params),
@@ -380,8 +322,16 @@ def settings_of(targets: Targets, scores: Sensitivities, seed: int) -> Settings:
         "delta": scores.delta,
         "order": scores.order,
         "probe samples": scores.samples,
-        "seed": seed,
+        "allocation": recipe.allocation,
+        "rounds": recipe.rounds,
+        "compensate": recipe.compensate,
+        "seed": recipe.seed,
     }
+
+
+def is_bounded(targets: Targets) -> bool:
+    """Is there an upper bound among the targets?"""
+    return any(bound is not None for bound in (targets.macs, targets.params, targets.size))
 
 
 def globs(given: str | Sequence[str]) -> tuple[str, ...]:

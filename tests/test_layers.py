@@ -15,7 +15,8 @@ ROOT = Path(onnxprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 STAGES = (
     *("errors", "files", "reading", "rules", "coupling", "probing", "choosing", "rewriting", "repairing"),
-    *("verifying", "judging", "sparsifying", "quantizing", "reporting", "pipeline", "cli", "__main__"),
+    "ordering",
+    *("verifying", "judging", "sparsifying", "quantizing", "reporting", "clock", "pruner", "pipeline", "cli", "__main__"),
 )
 
 BUILDERS = {

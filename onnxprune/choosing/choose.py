@@ -3,43 +3,116 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
+from onnxprune.choosing.allocation import Allocation, cost_in_groups
+from onnxprune.choosing.orders import Order, Widths, best_scores, losses_at_widths
 from onnxprune.choosing.plan import Plan, plan_of
 from onnxprune.choosing.targets import Limits, Targets
 from onnxprune.coupling.couple import Couplings, Group
-from onnxprune.errors import ModelError, PlanError, TargetError
+from onnxprune.errors import ModelError, PlanError, TargetError, UsageError
+from onnxprune.probing.curves import WidthCurves
 from onnxprune.probing.sensitivities import Sensitivities
 from onnxprune.rules.axes import Dim
 
-Widths = Mapping[str, int]
-"""Channels that stay, by group name."""
+AllocationName = Literal["curves", "global", "uniform"]
+
+MOST_ATTEMPTS = 20
 
 
-def choose(couplings: Couplings, scores: Sensitivities, targets: Targets, limits: Limits | None = None) -> Plan:
+def choose(
+    couplings: Couplings,
+    scores: Sensitivities,
+    targets: Targets,
+    limits: Limits | None = None,
+    *,
+    curves: WidthCurves | None = None,
+    allocation: AllocationName | None = None,
+) -> Plan:
     """
     The plan that removes as little as the targets allow.
 
     Inside a group the channels of the smallest scores (in absolute value) go first. First every group gets the width
-    that `ratio` and `threshold` ask for; then channels go one after another until all upper bounds hold. Which group is
-    next is decided by loss per cost when the scores are losses, and evenly otherwise: raw scores of different groups
-    are never compared.
+    that `ratio` and `threshold` ask for; then groups get narrower until all upper bounds hold.
+
+    Args:
+        couplings: of the model.
+        scores: for every group that may be pruned.
+        targets: what must hold.
+        limits: what every plan keeps to.
+        curves: the loss of each group at its widths, channels gone in the order of these scores.
+        allocation: how wide each group stays: "curves", at the least sum of losses by the curves; "global", channels
+            go by loss per cost, which takes scores that are losses; "uniform", evenly. Default: the first of these
+            that is known, and raw scores of different groups are never compared.
 
     Raises:
         TargetError: the bounds cannot be reached; the message names the least that can.
-        UsageError: a glob, ratio or threshold means nothing.
+        UsageError: a glob, ratio, threshold or allocation means nothing.
         ModelError: nothing can be pruned.
+    """
+    return choose_between(couplings, [Order(scores, curves)], targets, limits, allocation=allocation)[0]
+
+
+def choose_between(
+    couplings: Couplings,
+    orders: Sequence[Order],
+    targets: Targets,
+    limits: Limits | None = None,
+    *,
+    allocation: AllocationName | None = None,
+) -> tuple[Plan, Sensitivities]:
+    """
+    The plan of `choose`, where several orders compete; and the scores that decided.
+
+    With the curves of all orders, a group's loss at a width is that of the best order there, and that order decides
+    which of its channels go. Without, the first order decides.
     """
     limits = limits or Limits()
     groups = groups_to_prune(couplings, limits)
-    missing = [group.name for group in groups if not any(entry.name == group.name for entry in scores.groups)]
-    if missing:
-        raise PlanError(f"The scores say nothing about group {missing[0]!r}. Measure it, or leave it out with --skip.")
-    chooser = Chooser(couplings, scores, targets, limits, groups)
+    for order in orders:
+        check_complete(order, groups)
+    losses = losses_at_widths(orders, groups)
+    chooser = Chooser(couplings, orders[0].scores, targets, limits, groups, allocation_of(allocation, orders), losses)
     widths = chooser.widths()
+    scores = best_scores(orders, widths)
     kept = {group.name: best(scores.importance(group.name), widths[group.name]) for group in groups}
-    return plan_of(couplings, kept)
+    return plan_of(couplings, kept), scores
+
+
+def check_complete(order: Order, groups: Sequence[Group]) -> None:
+    """Refuse an order that says nothing about a group."""
+    for what, known in (("scores", order.scores), ("curves", order.curves)):
+        names = {entry.name for entry in known.groups} if known is not None else {group.name for group in groups}
+        missing = [group.name for group in groups if group.name not in names]
+        if missing:
+            raise PlanError(
+                f"The {what} say nothing about group {missing[0]!r}. Measure it, or leave it out with --skip."
+            )
+
+
+def allocation_of(asked: AllocationName | None, orders: Sequence[Order]) -> AllocationName:
+    """
+    The allocation that is meant.
+
+    Raises:
+        UsageError: there is no such allocation, or it takes what is not there.
+    """
+    have_curves = all(order.curves is not None for order in orders)
+    are_losses = orders[0].scores.are_losses
+    if asked is None:
+        return "curves" if have_curves else "global" if are_losses else "uniform"
+    if asked not in get_args(AllocationName):
+        raise UsageError(f"Expected an allocation among {', '.join(get_args(AllocationName))}, found {asked!r}.")
+    if asked == "global" and not are_losses:
+        raise UsageError(
+            f"Expected for allocation global scores that are losses, found criterion {orders[0].scores.criterion!r}, "
+            "whose scores only order the channels of a group. Take allocation curves or uniform."
+        )
+    if asked == "curves" and not have_curves:
+        raise UsageError("Expected width curves for allocation curves, found none. Measure them, or take uniform.")
+    return asked
 
 
 def groups_to_prune(couplings: Couplings, limits: Limits) -> tuple[Group, ...]:
@@ -86,17 +159,23 @@ class Chooser:
         targets: Targets,
         limits: Limits,
         groups: Sequence[Group],
+        allocation: AllocationName,
+        losses: Mapping[str, np.ndarray],
     ) -> None:
         self.couplings = couplings
         self.scores = scores
         self.targets = targets
         self.limits = limits
         self.groups = groups
+        self.allocation = allocation
+        self.losses = losses
         self.bounds = targets.bounds(couplings.costs)
 
     def widths(self) -> Widths:
         """Widths at which every target holds."""
         widths: Widths = {group.name: self._asked_width(group) for group in self.groups}
+        if self.allocation == "curves" and (found := self._of_least_loss(widths)) is not None:
+            return found
         for with_floor in (True, False):
             narrowing = Narrowing(self, widths, with_floor=with_floor)
             count = narrowing.steps_until(self._holds)
@@ -104,6 +183,30 @@ class Chooser:
                 return narrowing.after(count)
             widths = narrowing.after(narrowing.steps)
         raise TargetError(self._unreachable(widths))
+
+    def _of_least_loss(self, start: Widths) -> Widths | None:
+        """The widths of least loss by the curves; None where the bounds are not met so."""
+        allowed = tuple(self._allowed(group, start[group.name]) for group in self.groups)
+        bounds = {name: bound for name, (_, bound) in self.bounds.items()}
+        for _ in range(MOST_ATTEMPTS):
+            costs = tuple(cost_in_groups(cost, self.groups, bounds[name]) for name, (cost, _) in self.bounds.items())
+            losses = tuple(self.losses[group.name] for group in self.groups)
+            solved = Allocation(losses, allowed, costs).solved()
+            if solved is None:
+                return None
+            widths = {group.name: int(width) for group, width in zip(self.groups, solved, strict=True)}
+            if self._holds(widths):
+                return widths
+            dims = self.dim_widths(widths)  # a group of several Dims may keep more of the dear ones
+            for name, (cost, bound) in self.bounds.items():
+                bounds[name] -= max(cost.at(dims) - bound, 0.0) + 1e-9 * bound
+        return None
+
+    def _allowed(self, group: Group, widest: int) -> np.ndarray:
+        """The widths that the group may have, up to the widest."""
+        least = min(self.limits.least(group, with_floor=False), widest)
+        rounded = {min(self.limits.rounded(group, width), widest) for width in range(least, widest + 1)}
+        return np.array(sorted(rounded))
 
     def _asked_width(self, group: Group) -> int:
         """The width by `ratio` and `threshold`."""
@@ -192,7 +295,7 @@ class Narrowing:
 
     def _priority(self, rank: int, score: float, width: int, share: float) -> float:
         """Low goes first: loss per cost where scores are losses, else evenly through the group."""
-        if self.chooser.scores.criterion not in ("sensitivity", "obs"):
+        if self.chooser.allocation == "uniform":
             return (rank + 1) / width
         return score / max(share, 1e-12)
 

@@ -60,6 +60,11 @@ class Plan:
         """Channels that go, in all groups."""
         return sum(group.size - len(group.kept) for group in self.groups)
 
+    @property
+    def kept_channels(self) -> dict[str, np.ndarray]:
+        """The channels of each group that stay, by its name."""
+        return {group.name: np.array(group.kept, np.int64) for group in self.groups}
+
     def kept(self, couplings: Couplings) -> Kept:
         """For each Dim that loses positions, those that stay."""
         self._check_model(couplings)
@@ -141,3 +146,10 @@ def plan_of(couplings: Couplings, kept_channels: Mapping[str, np.ndarray]) -> Pl
         if variant.kept
     }
     return Plan("onnxprune-plan", 1, model, groups, tensors)
+
+
+def plan_of_both(couplings: Couplings, first: Plan, then: Plan) -> Plan:
+    """The plan that does at once what `first` does to the model and `then` to what came of it."""
+    further = then.kept_channels
+    kept = {name: stay[further[name]] if name in further else stay for name, stay in first.kept_channels.items()}
+    return plan_of(couplings, kept)

@@ -233,7 +233,7 @@ def sensitivity_command(
 def curves_command(
     source: str, output: str, data: str | None, scores: str | None, loss: Any, quiet: bool, **options: Any
 ) -> None:
-    """Measure the loss of IN with each group pruned to each of nine widths, the channels of lowest score gone first."""
+    """Measure the loss of IN with each group pruned to each of ten widths, the channels of lowest score gone first."""
     check_files(read=(source, data, scores), written=(output,))
     study = studied(source, output, data, **options)
     ordered = load_scores(scores, study.couplings) if scores else magnitudes(study.couplings, study.groups)

@@ -29,8 +29,8 @@ from onnxprune.probing.sensitivities import Criterion, Sensitivities, finite
 from onnxprune.reading.graph import Constant
 from onnxprune.reading.records import STRICT, json_text
 
-SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
-"""Shares of a group's channels that are gone at the widths of its curve."""
+SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 1.0)
+"""Shares of a group's channels that are gone at the widths of its curve; one channel always stays."""
 
 Repair = Callable[[Group, np.ndarray], Mapping[str, np.ndarray]]
 """

@@ -15,7 +15,12 @@ from onnxprune.coupling.couple import Couplings, Slice
 from onnxprune.errors import PlanError
 from onnxprune.reading.records import STRICT, json_text, load_record
 
-Criterion = Literal["sensitivity", "obs", "magnitude", "random"]
+Criterion = Literal[
+    "auto", "sensitivity", "obs", "magnitude", "activation", "taylor", "redundancy", "forgetting", "random"
+]
+
+LOSSES = frozenset(("sensitivity", "obs", "taylor", "forgetting"))
+"""Criteria whose scores are losses, so that those of different groups can be compared."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -34,7 +39,8 @@ class Sensitivities:
     A score per channel, and its standard error in the same unit.
 
     With criterion "sensitivity" a score is the loss change when the channel goes (nats for cross-entropy and KL), so
-    scores of different groups can be compared; other criteria only order the channels inside a group.
+    scores of different groups can be compared; most other criteria only order the channels inside a group. "auto": the
+    scores of each group are those of the criterion that lost least on it.
     """
 
     format: Literal["onnxprune-scores"]
@@ -59,6 +65,11 @@ class Sensitivities:
         remove all of those at once and do worse than chance.
         """
         return np.asarray(np.abs(self.of(group)))
+
+    @property
+    def are_losses(self) -> bool:
+        """Can scores of different groups be compared?"""
+        return self.criterion in LOSSES
 
     def to_json(self) -> str:
         """The scores as JSON text."""

@@ -49,7 +49,7 @@ class Report:
 
     format: Literal["onnxprune-report"]
     version: Literal[1]
-    settings: Mapping[str, str | float | int | None]
+    settings: Mapping[str, str | bool | float | int | None]
     loss_name: str
     original: Figures
     pruned: Figures

@@ -88,7 +88,7 @@ def test_the_result_is_saved_whole(tmp_path: Path) -> None:
     result.scores.save(tmp_path / "scores.json")
     assert onnx.load(tmp_path / "out.onnx") == result.model
     assert load_plan(tmp_path / "plan.json") == result.plan
-    assert prune(model_path("mlp_torch"), macs="60%", scores=tmp_path / "scores.json").model == result.model
+    assert pruned(macs="60%", scores=tmp_path / "scores.json").model == result.model
     assert json.loads((tmp_path / "report.json").read_text())["format"] == "onnxprune-report"
 
 
@@ -182,8 +182,9 @@ def test_the_report_is_complete() -> None:
     }  # fmt: skip
     assert (report["format"], report["version"]) == ("onnxprune-report", 1)
     assert report["settings"] == {
-        "macs": "80%", "params": None, "size": None, "ratio": 0.1, "threshold": None, "criterion": "sensitivity",
-        "loss": "kl", "delta": 1.0, "order": 1, "probe samples": 4, "seed": 3, "compensate": False,
+        "macs": "80%", "params": None, "size": None, "ratio": 0.1, "threshold": None, "criterion": "auto",
+        "loss": "kl", "delta": 1.0, "order": 1, "probe samples": 4, "allocation": "curves", "rounds": None,
+        "compensate": True, "seed": 3,
     }  # fmt: skip
     assert report["loss_name"] == "cross-entropy"
     for figures in (report["original"], report["pruned"]):
@@ -197,16 +198,21 @@ def test_the_report_is_complete() -> None:
     assert report["skipped"] == {"/patch/Conv": "LayerNormalization takes a mean over it"}
     assert [check["name"] for check in report["verdict"]["checks"]][-1] == "equals the zeroed original"
     assert report["seconds"].keys() == {
-        "read and couple", "run the original", "score channels", "choose and rewrite", "verify", "measure",
+        "read and couple", "run the original", "score channels", "measure width curves", "choose and rewrite",
+        "refit layers", "verify", "measure",
     }  # fmt: skip
 
 
 def test_progress_is_told() -> None:
     """Stages, and how many channels are measured of how many."""
     told: list[tuple[str, int, int]] = []
-    prune(model_path("mlp_torch"), digits("mlp_torch", 4), macs="60%", progress=lambda *said: told.append(said))
+    arrays = digits("mlp_torch", 4)
+    prune(
+        model_path("mlp_torch"), arrays, macs="60%", criterion="sensitivity", progress=lambda *said: told.append(said)
+    )
     assert [what for what, _, total in told if not total] == [
-        "read and couple", "run the original", "score channels", "choose and rewrite", "verify", "measure",
+        "read and couple", "run the original", "score channels", "measure width curves", "choose and rewrite",
+        "refit layers", "verify", "measure",
     ]  # fmt: skip
     counted = [(what, done) for what, done, total in told if total == 128]
     assert counted[0] == ("probing will take about 1 s", 0)
@@ -233,10 +239,16 @@ def test_each_stage_is_a_function() -> None:
     arrays = digits("lstm_torch", SAMPLES)
     couplings = onnxprune.couple(onnxprune.read(model_path("lstm_torch")))
     scores = onnxprune.probe(couplings, arrays)
-    plan = onnxprune.choose(couplings, scores, onnxprune.Targets(macs=0.6), onnxprune.Limits(multiple_of=4))
+    targets, limits = onnxprune.Targets(macs=0.6), onnxprune.Limits(multiple_of=4)
+    plan = onnxprune.choose(couplings, scores, targets, limits)
     model = onnxprune.rewrite(couplings, plan)
     assert onnxprune.verify(couplings, plan, model, arrays).passed
-    assert model == pruned("lstm_torch", macs=0.6, multiple_of=4).model
+    assert (
+        model
+        == pruned(
+            "lstm_torch", macs=0.6, multiple_of=4, criterion="sensitivity", allocation="global", compensate=False
+        ).model
+    )
 
 
 def test_there_are_at_most_15_public_names() -> None:
@@ -259,7 +271,7 @@ def test_the_package_is_typed() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"criterion": "taste"}, "Expected a criterion among sensitivity, obs, magnitude, random, found 'taste'"),
+        ({"criterion": "taste"}, "Expected a criterion among auto, sensitivity, obs, magnitude, "),
         ({"loss": "hinge"}, "Expected a loss among distance, auto, cross-entropy, mse, kl, found 'hinge'"),
         ({"delta": 0}, "Expected a delta above 0 and up to 1, found 0"),
         ({"probe_samples": 0}, "Expected a number of samples of 1 or more, auto or all, found 0"),

@@ -143,7 +143,7 @@ def test_widths_run_from_all_channels_to_a_twentieth() -> None:
     (curve,) = curves_of(bundled("mlp_keras"), by_magnitude("mlp_keras"), "mlp_keras").groups
     assert curve.size == 128
     assert curve.widths == (128, 115, 102, 83, 64, 45, 26, 13, 6)
-    assert len(curve.losses) == len(curve.stderr) == len(SHARES) == 9
+    assert len(curve.losses) == len(curve.stderr) == len(SHARES) == 10
 
 
 def test_small_groups_have_fewer_widths() -> None:

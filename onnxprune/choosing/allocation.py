@@ -1,0 +1,214 @@
+"""
+How wide each group stays: the widths of least loss whose costs keep to their bounds.
+
+The loss of a group at a width is read off its curve, and losses of groups add up. Costs do not: a layer between two
+groups costs the product of both widths. So first groups get narrower step by step, always the one that loses least for
+what it saves at the widths of the moment; then pairs of groups trade, one wider and another narrower, as long as the
+sum of losses falls.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.polynomial.polynomial import polyval
+
+from onnxprune.coupling.costs import Polynomial
+from onnxprune.coupling.couple import Group
+from onnxprune.rules.axes import Axis, Dim, Product, Sum
+
+SMALLEST_GAIN = 1e-9
+"""A trade must lower the sum of losses by more than this share of it."""
+
+MOST_TRADES = 2000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """
+    A cost in the widths of groups: a sum of monomials, and its upper bound.
+
+    `factors` `[monomials]` are the numbers in front, `powers` `[monomials, groups]` how often each width is in each.
+    """
+
+    factors: np.ndarray
+    powers: np.ndarray
+    bound: float
+
+    @cached_property
+    def _has_power(self) -> np.ndarray:
+        """Does a group stand in a monomial with this power? `[powers, monomials, groups]`, 0 or 1."""
+        return np.stack([self.powers == power for power in range(int(self.powers.max(initial=0)) + 1)]).astype(float)
+
+    def terms(self, widths: np.ndarray) -> np.ndarray:
+        """Each monomial's value `[monomials]` at the groups' widths."""
+        return np.asarray(self.factors * np.exp(self.powers @ np.log(widths)))
+
+    def at(self, widths: np.ndarray) -> float:
+        """The cost."""
+        return float(self.terms(widths).sum())
+
+    def along(self, widths: np.ndarray) -> np.ndarray:
+        """
+        The cost as a polynomial of each single width while the others stay: `[degree + 1, groups]`.
+
+        The width is counted in units of what it is now.
+        """
+        return np.asarray(self.terms(widths) @ self._has_power)
+
+
+def cost_in_groups(polynomial: Polynomial, groups: Sequence[Group], bound: float) -> Cost:
+    """The polynomial in the groups' widths; where a group has several Dims, each has its share of the group's width."""
+    place = {dim: number for number, group in enumerate(groups) for dim in group.dims}
+    share = {dim: dim.size / group.size for group in groups for dim in group.dims}
+    monomials: dict[tuple[int, ...], float] = {(): polynomial.constant}
+    for term in polynomial.terms:
+        for numbers, factor in expanded(term.axes, place, share).items():
+            monomials[numbers] = monomials.get(numbers, 0.0) + term.factor * factor
+    powers = np.zeros((len(monomials), len(groups)), np.int64)
+    for row, numbers in enumerate(monomials):
+        np.add.at(powers[row], list(numbers), 1)
+    return Cost(np.array(list(monomials.values())), powers, bound)
+
+
+def expanded(
+    axes: Sequence[Axis], place: Mapping[Dim, int], share: Mapping[Dim, float]
+) -> Mapping[tuple[int, ...], float]:
+    """The product of the axes' widths, multiplied out: factors by the numbers of the groups they stand with."""
+    found: dict[tuple[int, ...], float] = {(): 1.0}
+    for axis in axes:
+        both = itertools.product(found.items(), summands(axis, place, share).items())
+        found = {}
+        for (one, factor), (other, further) in both:
+            numbers = tuple(sorted((*one, *other)))
+            found[numbers] = found.get(numbers, 0.0) + factor * further
+    return found
+
+
+def summands(axis: Axis, place: Mapping[Dim, int], share: Mapping[Dim, float]) -> Mapping[tuple[int, ...], float]:
+    """The axis' width likewise."""
+    match axis:
+        case Dim():
+            return {(place[axis],): share[axis]} if axis in place else {(): float(axis.size)}
+        case Product(factors):
+            return expanded(factors, place, share)
+        case Sum(parts):
+            found: dict[tuple[int, ...], float] = {}
+            for part in parts:
+                for numbers, factor in summands(part, place, share).items():
+                    found[numbers] = found.get(numbers, 0.0) + factor
+            return found
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """
+    The task: losses and costs of the groups' widths.
+
+    `losses[g][w]` is the loss of group g at width w, from 0 to its size, falling with w; `allowed[g]` are the widths it
+    may have, ascending.
+    """
+
+    losses: tuple[np.ndarray, ...]
+    allowed: tuple[np.ndarray, ...]
+    costs: tuple[Cost, ...]
+
+    def solved(self) -> np.ndarray | None:
+        """The widths `[groups]`; None where the bounds cannot be reached."""
+        widths = self._narrowed(np.array([allowed[-1] for allowed in self.allowed]))
+        if widths is None:
+            return None
+        for _ in range(MOST_TRADES):
+            better = self._traded(widths)
+            if better is None:
+                break
+            widths = better
+        return widths
+
+    def loss(self, widths: np.ndarray) -> float:
+        """The sum of the groups' losses."""
+        return float(sum(losses[width] for losses, width in zip(self.losses, widths, strict=True)))
+
+    def _narrowed(self, widths: np.ndarray) -> np.ndarray | None:
+        """Step by step the group that loses least for what it saves, until the bounds hold."""
+        while (excess := self._excess(widths)) > 0:
+            along = [cost.along(widths) for cost in self.costs]
+            rates = []
+            for group, width in enumerate(widths):
+                for narrow in self._narrower(group, width):
+                    left = over(self.costs, [values(one[:, group], narrow / width) for one in along])
+                    rates.append((self._rate(group, width, narrow, excess - max(float(left), 0.0)), group, narrow))
+            rate, group, narrow = min(rates, default=(np.inf, 0, 0))
+            if rate == np.inf:
+                return None
+            widths = replaced(widths, group, narrow)
+        return widths
+
+    def _narrower(self, group: int, width: int) -> np.ndarray:
+        """A few narrower widths of the group: the next ones, and fewer and fewer far away."""
+        below = self.allowed[group][self.allowed[group] < width][::-1]
+        return below[np.unique(np.geomspace(1, len(below), 8).round().astype(int)) - 1] if len(below) else below
+
+    def _rate(self, group: int, width: int, narrow: int, saved: float) -> float:
+        """Loss for each unit of excess that goes with the step."""
+        lost = self.losses[group][narrow] - self.losses[group][width]
+        return float(lost / saved) if saved > SMALLEST_GAIN else np.inf
+
+    def _excess(self, widths: np.ndarray) -> float:
+        return float(over(self.costs, [cost.at(widths) for cost in self.costs]))
+
+    def _traded(self, widths: np.ndarray) -> np.ndarray | None:
+        """The best of all trades of two groups, or of one that gets wider alone; None if none lowers the loss."""
+        best, found = self.loss(widths) * (1 - SMALLEST_GAIN), None
+        for group in range(len(widths)):
+            for width in self._wider(group, widths[group]):
+                wide = replaced(widths, group, width)
+                for other, narrow in self._fitting(wide, group):
+                    offer = replaced(wide, other, narrow)
+                    loss = self.loss(offer)
+                    if loss < best:
+                        best, found = loss, offer
+        return found
+
+    def _wider(self, group: int, width: int) -> np.ndarray:
+        """A few wider widths of the group."""
+        above = self.allowed[group][self.allowed[group] > width]
+        return above[np.unique(np.geomspace(1, len(above), 4).round().astype(int)) - 1] if len(above) else above
+
+    def _fitting(self, widths: np.ndarray, kept: int) -> list[tuple[int, int]]:
+        """For each other group, the largest width, up to its own, with which all costs hold, where there is one."""
+        if self._excess(widths) <= 0:
+            return [(kept, int(widths[kept]))]
+        found = []
+        along = [cost.along(widths) for cost in self.costs]
+        for other in range(len(widths)):
+            if other == kept:
+                continue
+            allowed = self.allowed[other][self.allowed[other] < widths[other]]
+            costs = [values(one[:, other], allowed / widths[other]) for one in along]
+            holds = np.broadcast_to(over(self.costs, costs) <= 0, allowed.shape)
+            if holds.any():
+                found.append((other, int(allowed[holds][-1])))
+        return found
+
+
+def over(costs: Sequence[Cost], found: Sequence[np.ndarray | float]) -> np.ndarray:
+    """By how much costs are above their bounds, in units of these, added up; 0 where all hold."""
+    excess = [np.maximum(np.asarray(one) / cost.bound - 1, 0) for cost, one in zip(costs, found, strict=True)]
+    return np.asarray(sum(excess, start=np.zeros(())))
+
+
+def values(polynomial: np.ndarray, at: np.ndarray | float) -> np.ndarray:
+    """A polynomial `[degree + 1]` at these points."""
+    return np.asarray(polyval(at, polynomial))
+
+
+def replaced(widths: np.ndarray, group: int, width: int) -> np.ndarray:
+    """The widths with another one for a group."""
+    found = widths.copy()
+    found[group] = width
+    return found

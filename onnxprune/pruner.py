@@ -1,0 +1,231 @@
+"""
+Pruning one model to any number of targets: what is measured on the original serves all of them.
+
+    score channels ──► measure width curves ──► choose ──► rewrite ──► refit
+           └────────────────── again on what came of it, in rounds ──────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from onnx import ModelProto
+
+from onnxprune.choosing.choose import AllocationName, choose_between, groups_to_prune
+from onnxprune.choosing.orders import Order
+from onnxprune.choosing.plan import Plan, plan_of, plan_of_both
+from onnxprune.choosing.targets import BOUNDS, Amount, Limits, Targets
+from onnxprune.clock import Clock
+from onnxprune.coupling.couple import Couplings, Group, couple
+from onnxprune.errors import TargetError
+from onnxprune.ordering.criteria import CRITERIA
+from onnxprune.ordering.evidence import Evidence
+from onnxprune.probing.asking import Effort
+from onnxprune.probing.curves import SHARES, WidthCurves, curves_of
+from onnxprune.probing.losses import LossName, UserLoss
+from onnxprune.probing.sensitivities import Criterion, Sensitivities
+from onnxprune.reading.read import read
+from onnxprune.repairing.repair import repair
+from onnxprune.repairing.standing_in import StandIns
+from onnxprune.repairing.steps import Repaired
+from onnxprune.reporting.measuring import Session, parameter_count
+from onnxprune.rewriting.rewrite import rewrite
+
+AGGRESSIVE = 0.4
+"""Bounds below this share of the original take several rounds, if nothing is said."""
+
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is pruned, whatever the target; the words are those of `prune`."""
+
+    limits: Limits
+    criterion: Criterion = "auto"
+    loss: LossName | UserLoss = "distance"
+    delta: float = 1.0
+    order: int = 1
+    effort: Effort = field(default_factory=Effort)
+    allocation: AllocationName | None = None
+    rounds: int | None = None
+    compensate: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A model that was pruned, the scores that decided, and what became of its layers."""
+
+    plan: Plan
+    model: ModelProto
+    scores: Sensitivities | None
+    refitted: tuple[Repaired, ...] = ()
+
+
+class Pruner:
+    """
+    Prunes the model of a session.
+
+    `scores` are those measured before, if there are any: then no criterion is asked. `notes` are for the user.
+    """
+
+    def __init__(self, session: Session, recipe: Recipe, clock: Clock, scores: Sensitivities | None = None) -> None:
+        self.session = session
+        self.recipe = recipe
+        self.notes: list[str] = []
+        self._clock = clock
+        self._given = scores
+
+    @property
+    def couplings(self) -> Couplings:
+        """Of the original."""
+        return self.session.couplings
+
+    @cached_property
+    def orders(self) -> tuple[Order, ...]:
+        """The orders in which the original's channels may go."""
+        return self._orders_of(self.couplings, self._given)
+
+    def to(self, targets: Targets) -> Pruned:
+        """
+        The model pruned to these targets.
+
+        Raises:
+            TargetError: they cannot be reached.
+        """
+        couplings, orders = self.couplings, self.orders
+        whole = plan_of(couplings, {})
+        steps = list(self._steps(targets))
+        if len(steps) > 1:  # refuses what cannot be reached, before any work
+            planned(couplings, orders, steps[-1], self.recipe)
+        for number, step in enumerate(steps):
+            with self._clock.stage("choose and rewrite"):
+                plan, scores, model = planned(couplings, orders, step, self.recipe)
+                whole = plan_of_both(self.couplings, whole, plan)
+            if number + 1 < len(steps):
+                so_far = self._refitted(whole, model, scores).model
+                couplings = couple(read(so_far, input_shapes=self.couplings.graph.input_shapes))
+                orders = self._orders_of(couplings)
+        return self._refitted(whole, model if len(steps) == 1 else rewrite(self.couplings, whole), scores)
+
+    def refitted(self, plan: Plan) -> Pruned:
+        """The model pruned by a plan of the original."""
+        with self._clock.stage("choose and rewrite"):
+            model = rewrite(self.couplings, plan)
+        return self._refitted(plan, model, None)
+
+    def _refitted(self, plan: Plan, model: ModelProto, scores: Sensitivities | None) -> Pruned:
+        """The pruned model with its layers refitted, if that is wanted."""
+        if not (self.recipe.compensate and plan.removed):
+            return Pruned(plan, model, scores)
+        with self._clock.stage("refit layers"):
+            repaired = repair(
+                self.couplings,
+                plan,
+                model,
+                self.session.calibration,
+                threads=self.session.threads,
+                progress=self._clock.progress,
+            )
+        return Pruned(replace(plan, refitted=repaired.constants), repaired.model, scores, repaired.layers)
+
+    def _steps(self, targets: Targets) -> Iterator[Targets]:
+        """The targets of each round, the last one's those that are wanted; each round removes the same share."""
+        whole = {name: cost.at({}) for name, (cost, _) in targets.bounds(self.couplings.costs).items()}
+        wanted = {name: bound for name, (_, bound) in targets.bounds(self.couplings.costs).items()}
+        least = min((wanted[name] / whole[name] for name in wanted), default=1.0)
+        rounds = self.recipe.rounds or (ROUNDS if least < AGGRESSIVE and self.measures_curves else 1)
+        if self._given is not None or targets.ratio is not None or targets.threshold is not None or not wanted:
+            rounds = 1
+        for number in range(1, rounds):
+            reached = {name: whole[name] * (wanted[name] / whole[name]) ** (number / rounds) for name in wanted}
+            yield absolute(Targets(), reached)
+        yield absolute(targets, wanted)
+
+    def _orders_of(self, couplings: Couplings, given: Sensitivities | None = None) -> tuple[Order, ...]:
+        """The orders that compete on a model, each with its width curves where the allocation takes them."""
+        evidence = self._evidence(couplings)
+        groups = groups_to_prune(couplings, self.recipe.limits)
+        orders = []
+        for name in self._competing(evidence, groups) if given is None else [given.criterion]:
+            scores = given
+            if scores is None:
+                with self._clock.stage("score channels"):
+                    ranking = CRITERIA[name](evidence, groups)
+                scores = ranking.scores
+                self.notes.extend(ranking.notes)
+            orders.append(Order(scores, self._curves(evidence, groups, scores)))
+        return tuple(orders)
+
+    def _competing(self, evidence: Evidence, groups: tuple[Group, ...]) -> tuple[Criterion, ...]:
+        """The criteria that are asked."""
+        if self.recipe.criterion != "auto":
+            return (self.recipe.criterion,)
+        if not any(evidence.readings.readers(group) for group in groups):
+            return ("sensitivity",)
+        return ("obs", "sensitivity") if self.measures_curves else ("obs",)
+
+    def _curves(self, evidence: Evidence, groups: tuple[Group, ...], scores: Sensitivities) -> WidthCurves | None:
+        """The width curves in the order of these scores, after repair if layers are to be refitted."""
+        if not self.measures_curves:
+            return None
+        with self._clock.stage("measure width curves"):
+            inquiry = evidence.inquiry(len(SHARES) * len(groups))
+            stand_in = StandIns(evidence.readings) if self.recipe.compensate else None
+            return curves_of(inquiry, groups, scores, repair=stand_in)[0]
+
+    @property
+    def measures_curves(self) -> bool:
+        """Are groups allocated by width curves?"""
+        return self.recipe.allocation == "curves" and self.session.judged_by is not None
+
+    def _evidence(self, couplings: Couplings) -> Evidence:
+        recipe, session = self.recipe, self.session
+        return Evidence(
+            couplings=couplings,
+            calibration=session.calibration,
+            outputs=session.outputs,
+            loss=recipe.loss,
+            delta=recipe.delta,
+            order=recipe.order,
+            effort=recipe.effort,
+            seed=recipe.seed,
+            progress=self._clock.progress,
+        )
+
+
+def absolute(targets: Targets, bounds: Mapping[str, float]) -> Targets:
+    """The targets with these upper bounds, in absolute terms."""
+    macs, params, size = (
+        Amount(bounds[name], is_share=False) if name in bounds else getattr(targets, name) for name in BOUNDS
+    )
+    return replace(targets, macs=macs, params=params, size=size)
+
+
+def planned(
+    couplings: Couplings, orders: tuple[Order, ...], targets: Targets, recipe: Recipe
+) -> tuple[Plan, Sensitivities, ModelProto]:
+    """The plan, the scores that decided and its model; where that exceeds its bounds, a smaller one is planned."""
+    bounds = {name: bound for name, (_, bound) in targets.bounds(couplings.costs).items() if name != "macs"}
+    aimed, asked = dict(bounds), targets
+    while True:
+        try:
+            plan, scores = choose_between(couplings, orders, asked, recipe.limits, allocation=recipe.allocation)
+        except TargetError:
+            if asked is targets:
+                raise
+            break
+        pruned = rewrite(couplings, plan)
+        found = {"params": parameter_count(pruned), "size": pruned.ByteSize()}
+        excess = {name: found[name] - bound for name, bound in bounds.items() if found[name] > bound}
+        if not excess:
+            return plan, scores, pruned
+        aimed |= {name: aimed[name] - more for name, more in excess.items()}
+        asked = absolute(targets, aimed)
+    name = next(iter(excess))
+    raise TargetError(
+        f"Expected {name} of at most {bounds[name]:,.0f}, the smallest model found has {found[name]:,}. Ask for less."
+    )
