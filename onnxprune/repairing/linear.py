@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,13 +12,14 @@ from onnx import ModelProto
 from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration
+from onnxprune.reading.graph import Graph
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.subgraphs import up_to
 from onnxprune.repairing.consumers import Consumer, consumers
 from onnxprune.repairing.layers import Features, as_matrix, as_rows, bias_effect, from_matrix
 from onnxprune.repairing.least_squares import NormalEquations, refitted
 from onnxprune.repairing.places import Place
-from onnxprune.repairing.rows import BATCH, HELD_OUT, ROWS_A_SAMPLE, fed
+from onnxprune.repairing.rows import HELD_OUT, ROWS_A_SAMPLE, fed, samples_at_a_time
 from onnxprune.repairing.steps import Refit, Repaired
 from onnxprune.rules.axes import Dim, kept_positions, leaves
 
@@ -43,8 +45,16 @@ class LinearStep:
         """Give the layer the weights that fit best."""
         typing, consumer = self.couplings.typing, self.consumer
         made = typing.axes(typing.tensors[consumer.output])[consumer.made_at]
-        wanted = Wanted(self.couplings.graph.model, consumer, kept_positions(made, kept), samples, threads)
+        graph, positions = self.couplings.graph, kept_positions(made, kept)
+        wanted = Wanted(graph.model, consumer, positions, samples, threads, rows_a_sample(consumer, graph))
         return refit(model, consumer, wanted)
+
+
+def rows_a_sample(consumer: Consumer, graph: Graph) -> int:
+    """How many positions a sample makes a layer's outputs at: as many as when the model was read, about."""
+    shape, inputs = graph.shapes[consumer.output], next(iter(graph.input_shapes.values()), ())
+    rows = math.prod(shape) // max(shape[consumer.made_at], 1)
+    return rows // max(inputs[0] if inputs else 1, 1)
 
 
 def linear_steps(couplings: Couplings) -> Iterator[LinearStep]:
@@ -62,21 +72,24 @@ class Wanted:
     positions: np.ndarray
     samples: Calibration
     threads: int
+    rows_a_sample: int = 1
+    """How many positions a sample makes outputs at, about."""
 
     def equations(self, model: ModelProto, features: Features) -> tuple[NormalEquations, NormalEquations]:
         """Normal equations of the layer in the model as it is now: on most samples, and on those held out."""
         rng = np.random.default_rng(0)
         sums = tuple(NormalEquations(features.count, len(self.positions)) for _ in range(2))
-        for batch in self.batches(model, BATCH):
-            rows = features.of(batch.data)
-            some = rng.permutation(len(rows))[: batch.most_rows]
-            sums[batch.held_out].add(rows[some], batch.wanted[some])
+        for part in self.batches(model, features.count):
+            rows = features.of(part.data)
+            some = rng.permutation(len(rows))[: part.most_rows]
+            sums[part.held_out].add(rows[some], part.wanted[some])
         return sums[0], sums[1]
 
-    def batches(self, model: ModelProto, most: int) -> Iterator[Batch]:
-        """What the layer reads in the model as it is now, and what it should make of it, `most` samples at a time."""
+    def batches(self, model: ModelProto, features: int) -> Iterator[Batch]:
+        """What the layer reads in the model as it is now, and what it should make of it; that many features a row."""
         teacher = session_for(up_to(self.original, [self.consumer.output]), threads=self.threads or 1)
         student = session_for(up_to(model, [self.consumer.input]), threads=self.threads or 1)
+        most = samples_at_a_time(self.rows_a_sample, features)
         size = max(1, min(most, len(self.samples) // HELD_OUT))
         for number, samples in enumerate(self.samples.batches(size)):
             feed = self.samples.at(self.samples.filled(samples))

@@ -19,6 +19,14 @@ ROWS_A_SAMPLE = 200
 
 BATCH = 16
 
+MOST_NUMBERS = 2**25
+"""Features that are computed at a time, give or take a sample."""
+
+
+def samples_at_a_time(positions: int, features: int) -> int:
+    """How many samples a batch has, where each has so many positions and each of these so many features."""
+    return max(1, min(BATCH, MOST_NUMBERS // max(positions * features, 1)))
+
 
 def fed(session: Session, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What of the feed the session takes."""

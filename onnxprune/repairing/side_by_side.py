@@ -22,16 +22,12 @@ from onnxprune.reading.graph import PRECISE_TYPES
 from onnxprune.repairing.consumers import Consumer, added_bias
 from onnxprune.repairing.layers import DATA, WEIGHT, alone, as_rows
 from onnxprune.repairing.least_squares import Blocks, refitted
-from onnxprune.repairing.linear import Bias, Wanted
+from onnxprune.repairing.linear import Bias, Wanted, rows_a_sample
 from onnxprune.repairing.places import Place
-from onnxprune.repairing.rows import BATCH
 from onnxprune.repairing.steps import Refit, Repaired
 from onnxprune.rules.axes import Axis, Dim, kept_positions, leaves
 from onnxprune.rules.facts import SideBySide
 from onnxprune.rules.operation import Op
-
-MOST_NUMBERS = 2**25
-"""Features that are computed at a time, give or take a sample."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +57,10 @@ class SideBySideStep:
         if bias is None:
             return
         made = typing.axes(typing.tensors[consumer.output])[consumer.made_at]
-        wanted = Wanted(graph.model, consumer, kept_positions(made, kept), samples, threads)
+        rows = rows_a_sample(consumer, graph)
+        wanted = Wanted(graph.model, consumer, kept_positions(made, kept), samples, threads, rows)
         matrices = Matrices(weight.array, len(kept_positions(self.blocks, kept)), consumer.made)
-        places = int(np.prod(graph.shapes[consumer.output])) // len(kept_positions(made, {}))
-        features = places // max(graph.shapes[consumer.output][0], 1) * matrices.blocks * matrices.features
-        batch = max(1, min(BATCH, MOST_NUMBERS // max(features, 1)))
-        yield from refit(model, weight, bias, matrices, wanted, batch)
+        yield from refit(model, weight, bias, matrices, wanted)
 
 
 def side_by_side_steps(couplings: Couplings) -> Iterator[SideBySideStep]:
@@ -129,11 +123,9 @@ class BlockFeatures:
         return as_rows(found, self._made_at).reshape(-1, *self._form)
 
 
-def refit(
-    model: ModelProto, weight: Place, bias: Bias, matrices: Matrices, wanted: Wanted, batch: int
-) -> Iterator[Refit]:
+def refit(model: ModelProto, weight: Place, bias: Bias, matrices: Matrices, wanted: Wanted) -> Iterator[Refit]:
     """Give each block the weights that fit best: what that brought in all, and which constants changed."""
-    fitted, held_out = equations(model, weight, matrices, wanted, batch)
+    fitted, held_out = equations(model, weight, matrices, wanted)
     if not fitted.rows or not held_out.rows:
         return
     constant = bias.constant(matrices.blocks * matrices.outputs).reshape(matrices.blocks, 1, -1)
@@ -153,14 +145,12 @@ def refit(
     yield Refit(Repaired(wanted.consumer.node.name, before, after, max(penalties, default=None)), tuple(changed))
 
 
-def equations(
-    model: ModelProto, weight: Place, matrices: Matrices, wanted: Wanted, batch: int
-) -> tuple[Blocks, Blocks]:
+def equations(model: ModelProto, weight: Place, matrices: Matrices, wanted: Wanted) -> tuple[Blocks, Blocks]:
     """Normal equations of all blocks in the model as it is now: on most samples, and on those held out."""
     features = BlockFeatures(weight.node, model, wanted.consumer, matrices)
     fitted, held_out = (Blocks(matrices.blocks, matrices.features, matrices.outputs) for _ in range(2))
     rng = np.random.default_rng(0)
-    for part in wanted.batches(model, batch):
+    for part in wanted.batches(model, matrices.blocks * matrices.features):
         rows = features.of(part.data)
         some = rng.permutation(len(rows))[: part.most_rows]
         outputs = part.wanted[some].reshape(len(some), matrices.blocks, matrices.outputs)

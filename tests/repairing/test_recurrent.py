@@ -154,6 +154,26 @@ def test_units_that_others_can_stand_in_for_go_for_free(kind: str, channels: str
     assert np.abs(mended - wanted).max() < 1e-5 * largest
 
 
+def test_a_layer_may_give_its_last_states_alone_and_be_told_where_sequences_end() -> None:
+    """Its states are asked for all the same; steps behind the end of a sequence teach nothing."""
+    model = build("""
+        e = MatMul(x1[7,2,4], we[4,5])
+        a = Tanh(e)
+        h, last = GRU<hidden_size=6, direction="bidirectional">(a, w[2,18,5], r[2,18,6], b[2,36], int32 x2[2])
+        y = MatMul(last, wy[6,3])
+    """)
+    next(node for node in model.graph.node if "last" in node.output).output[0] = ""
+    random = np.random.default_rng(0)
+    data = {
+        "x1": random.standard_normal((60, 7, 2, 4)).astype(np.float32),
+        "x2": random.integers(1, 8, (60, 2)).astype(np.int32),
+    }
+    result = prune(model, data, ratio=0.4, criterion="magnitude", compensate=True)
+    layer = result.report.refitted[0]
+    assert result.report.verdict.passed
+    assert layer.after < 0.5 * layer.before
+
+
 ACCURACY = {  # model, MACs: without and with the layer itself refitted
     ("lstm_torch", "50%"): (0.95, 0.96),
     ("lstm_keras", "50%"): (0.93, 0.935),

@@ -11,7 +11,7 @@ from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.probing.calibration import Calibration, gather
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.read import read
-from onnxprune.repairing import side_by_side
+from onnxprune.repairing import rows
 from onnxprune.repairing.repair import repair
 from onnxprune.repairing.side_by_side import side_by_side_steps
 from onnxprune.rewriting.rewrite import rewrite
@@ -56,7 +56,7 @@ def shaken(model: ModelProto) -> ModelProto:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_weights_that_were_lost_are_found_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From what the blocks read and should make alone, a few samples at a time where memory is short."""
-    monkeypatch.setattr(side_by_side, "MOST_NUMBERS", 10_000)
+    monkeypatch.setattr(rows, "MOST_NUMBERS", 10_000)
     couplings = couple(read(layered(kind)))
     (step,) = side_by_side_steps(couplings)
     (refit,) = step.refit(shaken(couplings.graph.model), {}, images(couplings), 1)
