@@ -18,7 +18,8 @@ class Repaired:
     """
     What became of one layer: its squared error over the energy of its outputs, on samples held out, before and after.
 
-    `penalty` is that of the ridge; None where the layer stayed as it was.
+    `penalty` is that of the ridge, the largest where several were solved for, 0 where there is no ridge; None where the
+    layer stayed as it was.
     """
 
     layer: str
