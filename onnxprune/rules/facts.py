@@ -213,5 +213,17 @@ class Copied:
 
 
 Fact = (
-    Equal | Frozen | Inexact | Contracted | Stores | Zero | Divisor | Macs | SideBySide | Standardized | Recurrence | Measured | Copied
+    Equal
+    | Frozen
+    | Inexact
+    | Contracted
+    | Stores
+    | Zero
+    | Divisor
+    | Macs
+    | SideBySide
+    | Standardized
+    | Recurrence
+    | Measured
+    | Copied
 )
