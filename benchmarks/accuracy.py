@@ -419,11 +419,12 @@ def command(options: argparse.Namespace) -> str:
 
 def subjects(outcomes: Sequence[Outcome]) -> str:
     """Each model in a line."""
-    found = dict.fromkeys(model for model, _ in rows_of(outcomes))
-    paths = {model: model_path(model).relative_to(FIXTURES.parent).as_posix() for model in found}
-    return markdown(
-        ("model", "what it is", "file"), [(f"`{model}`", SUBJECTS[model].what, f"`{paths[model]}`") for model in found]
-    )
+    models = dict.fromkeys(model for model, _ in rows_of(outcomes))
+    return "\n".join(f"- `{file_name(model)}`: {SUBJECTS[model].what}" for model in models)
+
+
+def file_name(model: str) -> str:
+    return model_path(model).relative_to(FIXTURES).as_posix()
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
@@ -435,7 +436,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
         if "default" in row and key[1] in SUBJECTS[key[0]].wanted
     }
     missed = [missed_text(*key, *held) for key, held in tried.items() if not met(held[1], held[0])]
-    lines = [f"Of {len(tried)} targets here, {len(tried) - len(missed)} are met by the default."]
+    lines = [f"Targets that the default meets: {len(tried) - len(missed)} of {len(tried)}."]
     if missed:
         lines += ["Missed:\n", *(f"- {line}" for line in missed)]
     return "\n".join([*lines, *seconds_lines(rows), *problem_lines(rows)])
@@ -498,18 +499,19 @@ How to read it:
   *sensitivity*, *obs* and *random*: the criterion that orders channels, still with width curves and repair. *uniform*:
   every group loses the same share. *one round*: channels are scored once; it is the default itself for bounds of 40 %
   of the MACs or more.
-- *unreachable*: no plan within the limits has so few MACs. The reason is below the table.
+- *unreachable*: no plan within the limits has so few MACs; *failed*: the run ended with an error. Reasons are listed
+  below the table.
 
 ## MACs left and time
 
 The share of MACs that is left, and the seconds of the whole run: read, score, choose, refit, verify and measure.
-{jobs} runs at a time, each with one thread, on {cores} cores. A run that has the machine for itself is faster.
+Runs at a time: {jobs}, each with one thread, on {cores} cores. One that has the machine for itself is faster.
 
 {costs}
 
 ## Models
 
-All are trained; their accuracy and digits are described in `fixtures/README.md`.
+All are trained; they and their digits are described in `fixtures/README.md`.
 
 {subjects}
 
