@@ -269,6 +269,9 @@ def scored(cell: Cell, original: float) -> Outcome:
     )
     seconds = time.perf_counter() - start
     left = result.report.pruned.macs / result.report.original.macs
+    if left > bound + EPSILON:
+        reason = f"{left:.1%} of the MACs are left, at most {bound:.0%} were asked for."
+        return Outcome(cell, original, 0.0, left, seconds, "failed", reason)
     return Outcome(cell, original, score_of(result.model.SerializeToString(), digits), left, seconds)
 
 
@@ -499,8 +502,8 @@ How to read it:
   *sensitivity*, *obs* and *random*: the criterion that orders channels, still with width curves and repair. *uniform*:
   every group loses the same share. *one round*: channels are scored once; it is the default itself for bounds of 40 %
   of the MACs or more.
-- *unreachable*: no plan within the limits has so few MACs; *failed*: the run ended with an error. Reasons are listed
-  below the table.
+- *unreachable*: no plan within the limits has so few MACs; *failed*: the run ended with an error, or with more MACs
+  than it was allowed. Reasons are listed below the table.
 
 ## MACs left and time
 
