@@ -22,6 +22,7 @@ from onnxprune.choosing.plan import Plan
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration
 from onnxprune.repairing.linear import linear_steps
+from onnxprune.repairing.logits import logits_steps
 from onnxprune.repairing.recurrent import recurrent_steps
 from onnxprune.repairing.rows import REPAIR_SAMPLES
 from onnxprune.repairing.side_by_side import side_by_side_steps
@@ -82,6 +83,7 @@ def steps_of(couplings: Couplings, pruned: Set[Dim]) -> tuple[Step, ...]:
         *side_by_side_steps(couplings),
         *recurrent_steps(couplings),
         *standardized_steps(couplings),
+        *logits_steps(couplings),
     )
     steps = sorted(every, key=lambda step: step.position)
     first = next((number for number, step in enumerate(steps) if not pruned.isdisjoint(step.reads)), len(steps))
