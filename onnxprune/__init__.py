@@ -9,11 +9,12 @@ Each stage is a function too: read, couple, probe, choose, rewrite, verify.
 
 from onnxprune import rules as _rules  # registers every operator's rule
 from onnxprune.choosing.choose import choose
-from onnxprune.choosing.plan import Plan, load_plan
+from onnxprune.choosing.plan import Plan
 from onnxprune.choosing.targets import Limits, Targets
 from onnxprune.coupling.couple import couple
 from onnxprune.errors import OnnxPruneError
-from onnxprune.pipeline import PruneResult, apply, prune
+from onnxprune.job import PruneResult
+from onnxprune.pipeline import apply, prune, sweep
 from onnxprune.probing.probe import probe
 from onnxprune.probing.sensitivities import Sensitivities
 from onnxprune.reading.read import read
@@ -32,11 +33,11 @@ __all__ = [
     "apply",
     "choose",
     "couple",
-    "load_plan",
     "probe",
     "prune",
     "read",
     "rewrite",
+    "sweep",
     "verify",
 ]
 

@@ -5,65 +5,36 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import fields, replace
+from typing import Any, Literal
 
 import numpy as np
-from onnx import ModelProto
 
-from onnxprune.choosing.choose import AllocationName, groups_to_prune
+from onnxprune.choosing.choose import AllocationName
 from onnxprune.choosing.plan import Plan
-from onnxprune.choosing.targets import Bound, Limits, Targets
+from onnxprune.choosing.targets import Bound, Limits
 from onnxprune.clock import Clock
-from onnxprune.coupling.couple import Couplings, couple
-from onnxprune.errors import ModelError, VerificationError
-from onnxprune.files import check_target
-from onnxprune.ordering.criteria import check_criterion
-from onnxprune.probing.asking import Effort, Progress
-from onnxprune.probing.calibration import Data, collected, describe, given_shapes
-from onnxprune.probing.engine.means import Means
+from onnxprune.coupling.couple import Couplings
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.finishing import Made, finished
+from onnxprune.job import PruneResult, begin, read_with, session_for_pruning
+from onnxprune.judging.user_metrics import UserMetric
+from onnxprune.options import DEFAULT_CONFIDENCE, Options
+from onnxprune.probing.asking import Progress
+from onnxprune.probing.calibration import Data, describe
 from onnxprune.probing.losses import LossName, UserLoss, outputs_of
-from onnxprune.probing.probe import step
 from onnxprune.probing.samples import Samples
-from onnxprune.probing.sensitivities import Criterion, Sensitivities, check_fit, load_scores
-from onnxprune.pruner import Pruned, Pruner, Recipe
+from onnxprune.probing.sensitivities import Criterion, Sensitivities
+from onnxprune.pruner import Pruner, Recipe
 from onnxprune.reading.observing import CPU
-from onnxprune.reading.read import Model, read
-from onnxprune.reporting.measuring import Session, figures, notes_on, open_session
-from onnxprune.reporting.report import Comparison, GroupReport, Report
-from onnxprune.rewriting.saving import save_model
+from onnxprune.reading.read import Model
+from onnxprune.reporting.measuring import figures, open_session
+from onnxprune.reporting.report import Comparison, Settings
 from onnxprune.verifying.measure import distance, latency
-from onnxprune.verifying.verify import verify
 
-DEFAULT_MACS = 0.7
+DEFAULT_SWEEP = ("90%", "70%", "50%", "30%")
 
 Arrays = np.ndarray | Mapping[str, np.ndarray] | None
-Settings = Mapping[str, str | bool | float | int | None]
-
-
-@dataclass(frozen=True)
-class PruneResult:
-    """
-    A pruned model that passed its own check.
-
-    `model` is the ModelProto, `plan` says which channels stay, `report` holds all figures, `scores` the channel scores
-    that decided (None when a plan was applied).
-    """
-
-    model: ModelProto
-    plan: Plan
-    report: Report
-    scores: Sensitivities | None
-    couplings: Couplings = field(repr=False)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """
-        Write the model; the file appears whole or not at all.
-
-        Raises:
-            UsageError: the path is the input's own, or its folder cannot be written.
-        """
-        check_target(path, source=self.couplings.graph.path)
-        save_model(self.model, path)
 
 
 def prune(
@@ -75,6 +46,10 @@ def prune(
     size: Bound = None,
     ratio: float | None = None,
     threshold: float | str | None = None,
+    max_drop: float | str | None = None,
+    confidence: float | str = DEFAULT_CONFIDENCE,
+    metric: str | UserMetric | None = None,
+    eval_data: Data | None = None,
     criterion: Criterion | None = None,
     scores: Sensitivities | str | os.PathLike[str] | None = None,
     loss: LossName | UserLoss = "distance",
@@ -82,18 +57,21 @@ def prune(
     delta: float | None = None,
     order: int = 1,
     probe_samples: Samples = "auto",
+    allocation: AllocationName | None = None,
+    rounds: int | None = None,
+    compensate: bool | None = None,
+    weights: str | float | None = None,
+    sparse: bool = False,
+    quantize: Literal["int8"] | None = None,
+    only: str | Sequence[str] = (),
+    skip: str | Sequence[str] = (),
+    min_channels: int = 1,
+    multiple_of: int = 1,
     jobs: int | None = None,
     memory: int | str | None = None,
     provider: str = CPU,
     executor: Executor | None = None,
     cache: str | os.PathLike[str] | None = None,
-    only: str | Sequence[str] = (),
-    skip: str | Sequence[str] = (),
-    min_channels: int = 1,
-    multiple_of: int = 1,
-    allocation: AllocationName | None = None,
-    rounds: int | None = None,
-    compensate: bool | None = None,
     seed: int = 0,
     threads: int = 0,
     progress: Progress | None = None,
@@ -107,11 +85,19 @@ def prune(
             array for a model of one input, an iterable of feeds, or an object with `get_next()` like ONNX Runtime's
             `CalibrationDataReader`. None: seeded random inputs, which is noted in the report.
         macs: upper bound on multiply-accumulates: a share ("50%", 0.5) or an amount ("3M", 3e6). With no target at
-            all, 70 %.
+            all: as `max_drop` says; without data, 70 %.
         params: upper bound on float parameters, likewise.
         size: upper bound on the bytes of the file, likewise ("5MB").
         ratio: share of channels to remove in every group, 0 to below 1.
         threshold: channels whose score is below it go: a number, "median" or "mean" of all scores.
+        max_drop: how much of the metric may be lost on samples that pruning did not use, a share such as "1%". Alone:
+            prune as far as that allows; "1%" if there is data and nothing else is asked. Beside other targets: they are
+            pruned to, and it is an error if more is lost, or may be.
+        confidence: of the statement that no more is lost, above 50 %.
+        metric: "accuracy" and "top-5" (they need labels), "agreement" with the original, "cosine", "mse", "psnr", or a
+            callable `metric(outputs, labels)` that returns a number for each sample, or its name "module:function".
+            Default: accuracy where labels fit, else agreement for classes, else cosine.
+        eval_data: samples to judge on, in any form of `data`; without, a part of `data` is held back from pruning.
         criterion: what orders the channels of a group. "sensitivity" (finite-difference loss probes), "obs" (what the
             layers that read a channel lose when they are refitted without it), "magnitude", "activation", "taylor",
             "redundancy", "forgetting" or "random"; see `onnxprune.ordering.criteria` for sources. "auto": obs and
@@ -142,45 +128,63 @@ def prune(
         compensate: refit the layers behind what was pruned by least squares on the data, from their new inputs to the
             original's outputs; then the model before that equals the zeroed original, and only these weights differ.
             Default: where there is data.
-        seed: of made-up inputs and of the random criterion.
+        weights: single weights to set to zero after that: a share "50%" of all of them, or a pattern "2:4" (of every
+            four that follow each other, at most two stay). By the OBS saliency, or by magnitude if that is the
+            criterion; the others are refitted. With `params`, that bound counts the numbers that are not zero. With
+            no other target, no channels go.
+        sparse: store weights as sparse tensors where that makes the file smaller.
+        quantize: "int8": quantise the model at the end with ONNX Runtime, on the same data.
+        seed: of made-up inputs, of the samples held back and of the random criterion.
         threads: of ONNX Runtime; 0 leaves the choice to it.
         progress: called as `progress(what, done, total)`.
 
     Raises:
         OnnxPruneError: whatever goes wrong, in one of its subclasses, each with a message for the user.
     """
-    clock, notes = Clock(progress), list[str]()
-    targets = Targets(macs=macs, params=params, size=size, ratio=ratio, threshold=threshold)
-    if not targets.any:
-        targets = replace(targets, macs=DEFAULT_MACS)
-        notes.append(f"No target was given: the target is {DEFAULT_MACS:.0%} of the MACs (--macs {DEFAULT_MACS:.0%}).")
-    if criterion is not None:
-        check_criterion(criterion)
-    compensate = data is not None if compensate is None else compensate
-    recipe = Recipe(
-        limits=Limits(globs(only), globs(skip), min_channels, multiple_of),
-        criterion=criterion or ("auto" if compensate and threshold is None else "sensitivity"),
-        loss=loss,
-        delta=step(delta, order),
-        order=order,
-        effort=Effort(probe_samples, Means(jobs, memory, threads, provider, executor), cache),
-        allocation=allocation or ("curves" if data is not None and is_bounded(targets) else None),
-        rounds=rounds,
-        compensate=compensate,
-        seed=seed,
-    )
-    with clock.stage("read and couple"):
-        couplings, arrays = read_with(model, data)
-        groups_to_prune(couplings, recipe.limits)
-        if isinstance(scores, str | os.PathLike):
-            scores = load_scores(scores, couplings)
-        if scores is not None:
-            check_fit(scores, couplings, "the scores given")
-    with clock.stage("run the original"):
-        session = open_session(couplings, arrays, judge=judge_of(loss), labels=labels, seed=seed, threads=threads)
-    pruner = Pruner(session, recipe, clock, scores)
-    pruned = pruner.to(targets)
-    return finished(session, pruned, settings_of(targets, recipe, pruned), (*notes, *pruner.notes), clock)
+    options = Options(
+        macs=macs, params=params, size=size, ratio=ratio, threshold=threshold, max_drop=max_drop, confidence=confidence,
+        metric=metric, eval_data=eval_data, criterion=criterion, scores=scores, loss=loss, labels=labels, delta=delta,
+        order=order, probe_samples=probe_samples, allocation=allocation, rounds=rounds, compensate=compensate,
+        weights=weights, sparse=sparse, quantize=quantize, only=only, skip=skip, min_channels=min_channels,
+        multiple_of=multiple_of, jobs=jobs, memory=memory, provider=provider, executor=executor, cache=cache, seed=seed,
+        threads=threads,
+    )  # fmt: skip
+    return begin(model, data, options, progress).result()
+
+
+def sweep(
+    model: Model,
+    data: Data | None = None,
+    *,
+    macs: Sequence[Bound] = DEFAULT_SWEEP,
+    progress: Progress | None = None,
+    **options: Any,
+) -> tuple[PruneResult, ...]:
+    """
+    One model for each of several bounds on the MACs, from what is measured once on the original.
+
+    Args:
+        model, data, progress: as `prune` takes them.
+        macs: the bounds.
+        options: any other of `prune`'s but those that say how far to prune.
+
+    Raises:
+        OnnxPruneError: as `prune`, and a bound that cannot be reached.
+    """
+    if not macs:
+        raise UsageError("Expected bounds to sweep over, found none. Give some: --macs 70%,50%,30%.")
+    refuse_unknown(options, but=("macs", "params", "size", "ratio", "threshold", "max_drop"))
+    asked = [Options(**options, macs=bound) for bound in macs]
+    job = begin(model, data, asked[0], progress)
+    return tuple(replace(job, options=one, clock=job.clock.anew()).result() for one in asked)
+
+
+def refuse_unknown(options: Mapping[str, object], *, but: Sequence[str]) -> None:
+    """Refuse keywords that mean nothing here."""
+    known = [entry.name for entry in fields(Options) if entry.name not in but]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"Expected options among {', '.join(known)}, found {name!r}.")
 
 
 def apply(
@@ -207,57 +211,14 @@ def apply(
     with clock.stage("read and couple"):
         couplings, arrays = read_with(model, data)
         plan.kept(couplings)
-    session = open_session(couplings, arrays, judge=judge_of(loss), labels=labels, seed=seed, threads=threads)
+    options = Options(loss=loss, labels=labels, seed=seed, threads=threads)
+    session = session_for_pruning(couplings, arrays, options)
     compensate = bool(plan.refitted) if compensate is None else compensate
     pruned = Pruner(session, Recipe(Limits(), compensate=compensate), clock).refitted(replace(plan, refitted=()))
     settings: Settings = {"criterion": "plan", "seed": seed, "compensate": compensate}
-    return finished(session, pruned, settings, (), clock)
-
-
-def read_with(model: Model, data: Data | None) -> tuple[Couplings, Arrays]:
-    """The model, observed at the sizes of the data; and the data, an iterable read to its end."""
-    arrays = collected(data)
-    return couple(read(model, input_shapes=given_shapes(arrays))), arrays
-
-
-def judge_of(loss: LossName | UserLoss) -> LossName | UserLoss:
-    """The loss that is reported: the user's own, or the one that suits the data, whatever is probed."""
-    return loss if callable(loss) else "auto"
-
-
-def finished(session: Session, pruned: Pruned, settings: Settings, notes: Sequence[str], clock: Clock) -> PruneResult:
-    """Check the model, measure both, report; a model that fails its check goes no further."""
-    couplings, plan, model = session.couplings, pruned.plan, pruned.model
-    with clock.stage("verify"):
-        verdict = verify(couplings, plan, model, session.calibration)
-    if not verdict.passed:
-        listed = "".join(f"\n  - {failure}" for failure in verdict.failures)
-        raise VerificationError(
-            f"The pruned model failed its own check, so nothing was written:{listed}\n"
-            "Leave out the groups at fault with --skip, and please report the model."
-        )
-    with clock.stage("measure"):
-        after = outputs_of(model, session.calibration, threads=session.threads)
-        timed = latency((couplings.graph.model, model), session.calibration, threads=session.threads)
-        original = figures(session, couplings.graph.model, couplings.graph.file_bytes, session.outputs)
-        smaller = figures(session, model, model.ByteSize(), after, plan=plan)
-    report = Report(
-        format="onnxprune-report",
-        version=1,
-        settings=settings,
-        loss_name=session.judged_by.name if session.judged_by else "",
-        original=original,
-        pruned=smaller,
-        latency=timed,
-        distance=distance(session.outputs, after),
-        groups=tuple(GroupReport(group.name, group.size, len(group.kept)) for group in plan.groups if group.exact),
-        skipped={group.name: group.inexact.text for group in couplings.groups if group.inexact is not None},
-        refitted=pruned.refitted,
-        verdict=verdict,
-        notes=(*notes, *notes_on(session, plan, pruned.scores)),
-        seconds=clock.seconds,
-    )
-    return PruneResult(model, plan, report, pruned.scores, couplings)
+    done = Made(pruned)
+    report = finished(session, done, settings, (), clock)
+    return PruneResult(done.model, done.plan, report, pruned.scores, couplings)
 
 
 def compare(
@@ -305,40 +266,3 @@ def interface_text(couplings: Couplings) -> str:
     """Inputs and outputs in a line."""
     graph = couplings.graph
     return f"{[describe(port) for port in graph.inputs]} -> {[describe(port) for port in graph.outputs]}"
-
-
-def settings_of(targets: Targets, recipe: Recipe, pruned: Pruned) -> Settings:
-    """What the report says of how a model was pruned."""
-    scores = pruned.scores
-    assert scores is not None
-    return {
-        "macs": spelled(targets.macs),
-        "params": spelled(targets.params),
-        "size": spelled(targets.size),
-        "ratio": targets.ratio,
-        "threshold": targets.threshold,
-        "criterion": scores.criterion,
-        "loss": scores.loss or None,
-        "delta": scores.delta,
-        "order": scores.order,
-        "probe samples": scores.samples,
-        "allocation": recipe.allocation,
-        "rounds": recipe.rounds,
-        "compensate": recipe.compensate,
-        "seed": recipe.seed,
-    }
-
-
-def is_bounded(targets: Targets) -> bool:
-    """Is there an upper bound among the targets?"""
-    return any(bound is not None for bound in (targets.macs, targets.params, targets.size))
-
-
-def globs(given: str | Sequence[str]) -> tuple[str, ...]:
-    """One glob or several."""
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
-def spelled(bound: Bound) -> str | float | int | None:
-    """A bound as the user gave it."""
-    return None if bound is None else bound if isinstance(bound, str | float | int) else str(bound)

@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 STAGES = (
     *("errors", "files", "reading", "rules", "coupling", "probing", "choosing", "rewriting", "repairing"),
     "ordering",
-    *("verifying", "judging", "sparsifying", "quantizing", "reporting", "clock", "pruner", "pipeline", "cli", "__main__"),
+    *("verifying", "judging", "sparsifying", "quantizing", "reporting", "clock", "pruner", "finishing", "options", "job", "pipeline", "cli", "__main__"),
 )
 
 BUILDERS = {

@@ -55,6 +55,16 @@ class Plan:
     tensors: Mapping[str, Mapping[int, tuple[int, ...]]]
     refitted: tuple[str, ...] = ()
 
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """
+        The plan in a JSON file.
+
+        Raises:
+            PlanError: no such file, or not a plan.
+        """
+        return load_plan(path)
+
     @property
     def removed(self) -> int:
         """Channels that go, in all groups."""

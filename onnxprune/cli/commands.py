@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-import itertools
-import signal
 import sys
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
 
 import onnxprune
 from onnxprune.choosing.choose import groups_to_prune
 from onnxprune.choosing.plan import load_plan
 from onnxprune.choosing.targets import Limits
+from onnxprune.cli.group import DEFAULT_COMMAND, DefaultGroup
 from onnxprune.cli.options import (
     compensate_option,
     data_options,
     effort_of,
     effort_options,
+    further_options,
     journal_folder,
+    judging_options,
     kept_answers,
     loss_option,
+    method_options,
     probe_options,
     samples_said,
     selection_options,
+    target_options,
+    width_options,
 )
-from onnxprune.cli.terminal import fail, progress_bar, stdout_console
+from onnxprune.cli.results import check_files, show_notes, show_result, write_result
+from onnxprune.cli.sweeping import sweep_places, write_sweep
+from onnxprune.cli.terminal import progress_bar, stdout_console
 from onnxprune.coupling.couple import Couplings, Group, couple
-from onnxprune.errors import OnnxPruneError, UsageError
-from onnxprune.files import check_target, is_same, is_special, write_whole
-from onnxprune.pipeline import PruneResult, compare, prune, read_with
+from onnxprune.files import write_whole
+from onnxprune.job import read_with
+from onnxprune.pipeline import DEFAULT_SWEEP, compare, prune, sweep
 from onnxprune.pipeline import apply as apply_plan
 from onnxprune.probing.asking import Effort, Inquiry, Progress, inquiry_for
 from onnxprune.probing.calibration import Calibration, gather
@@ -45,59 +49,8 @@ from onnxprune.probing.sensitivities import load_scores
 from onnxprune.reading.read import load, read
 from onnxprune.reporting import tables
 from onnxprune.reporting.inspection import inspect as inspect_couplings
+from onnxprune.reporting.sweeping import point_of, sweep_table
 from onnxprune.verifying.verify import verify
-
-DEFAULT_COMMAND = "prune"
-
-
-class DefaultGroup(click.Group):
-    """A group that runs `prune` when its first word is no command, and whose help shows that command's options."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the default command in front where none is named."""
-        if args and args[0] not in self.commands and args[0] not in ("-h", "--help", "--version"):
-            args = [DEFAULT_COMMAND, *args]
-        return super().parse_args(ctx, args or ["--help"])
-
-    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The default command's usage first."""
-        formatter.write_usage(ctx.command_path, "IN OUT [OPTIONS]")
-        formatter.write_usage(ctx.command_path, "COMMAND [ARGS]...", prefix="   or: ")
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The default command's options, then the commands."""
-        self.commands[DEFAULT_COMMAND].format_options(ctx, formatter)
-        self.format_commands(ctx, formatter)
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run; a user's mistake is one message and an exit code, never a traceback."""
-        kwargs["standalone_mode"] = False
-        interrupt_on_termination()
-        try:
-            sys.exit(super().main(*args, **kwargs) or 0)
-        except click.exceptions.Exit as leaving:
-            sys.exit(leaving.exit_code)
-        except click.ClickException as failure:
-            failure.show()
-            sys.exit(failure.exit_code)
-        except (click.Abort, KeyboardInterrupt):
-            fail("Interrupted; nothing was written.", 1)
-        except OnnxPruneError as failure:
-            fail(str(failure), failure.exit_code)
-        except BrokenPipeError:
-            sys.exit(1)
-
-
-def interrupt_on_termination() -> None:
-    """Let a request to terminate, or a terminal that is gone, end the program as Ctrl-C does: nothing is left over."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), interrupt)
 
 
 @click.group(cls=DefaultGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -113,25 +66,14 @@ def main() -> None:
 @main.command(name=DEFAULT_COMMAND, short_help="Prune a model (the default command).")
 @click.argument("source", metavar="IN", type=click.Path())
 @click.argument("target", metavar="OUT", type=click.Path())
-@click.option("--macs", metavar="BOUND", help="At most these multiply-accumulates: 50%, 3M. Without any target: 70%.")
-@click.option("--params", metavar="BOUND", help="At most these parameters: 50%, 200K.")
-@click.option("--size", metavar="BOUND", help="At most this file size: 50%, 5MB.")
-@click.option("--ratio", type=float, metavar="SHARE", help="Share of channels to remove in every group: 0.3.")
-@click.option("--threshold", metavar="θ", help="Remove channels whose score is below median, mean or a number.")
-@click.option(
-    "--criterion",
-    type=click.Choice(["sensitivity", "obs", "magnitude", "random"]),
-    default="sensitivity",
-    show_default=True,
-    help="What makes a channel matter.",
-)
-@click.option("--scores", type=click.Path(), metavar="FILE", help="Scores measured by `onnxprune sensitivity`.")
+@target_options
+@judging_options
+@method_options
+@further_options
 @loss_option("distance")
 @probe_options
 @selection_options
-@click.option("--min-channels", default=1, show_default=True, help="Channels that stay in each group at least.")
-@click.option("--multiple-of", default=1, show_default=True, help="Widths are multiples of it.")
-@compensate_option
+@width_options
 @click.option("--plan", type=click.Path(), metavar="FILE", help="Write which channels stay.")
 @click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="Write the report.")
 @data_options
@@ -140,6 +82,7 @@ def prune_command(
     target: str,
     scores: str | None,
     data: str | None,
+    eval_data: str | None,
     plan: str | None,
     json_file: str | None,
     quiet: bool,
@@ -150,12 +93,61 @@ def prune_command(
     **options: Any,
 ) -> None:
     """Prune the model IN and write OUT."""
-    check_files(read=(source, data, scores), written=(target, plan, json_file))
-    samples, folder = samples_said(probe_samples, precise), journal_folder(target, cache, no_cache)
-    with progress_bar(quiet) as progress, kept_answers(folder):
-        result = prune(source, data, scores=scores, progress=progress, probe_samples=samples, cache=folder, **options)
+    check_files(read=(source, data, eval_data, scores), written=(target, plan, json_file))
+    options |= {"probe_samples": samples_said(probe_samples, precise), "cache": journal_folder(target, cache, no_cache)}
+    with progress_bar(quiet) as progress, kept_answers(options["cache"]):
+        result = prune(source, data, eval_data=eval_data, scores=scores, progress=progress, **options)
     write_result(result, target, plan, json_file)
     show_result(result, target, quiet)
+
+
+@main.command(name="sweep", short_help="One model for each of several bounds on the MACs.")
+@click.argument("source", metavar="IN", type=click.Path())
+@click.argument("folder", metavar="DIR", type=click.Path())
+@click.option("--macs", default=",".join(DEFAULT_SWEEP), show_default=True, metavar="BOUNDS", help="Comma-separated.")
+@judging_options
+@method_options
+@further_options
+@loss_option("distance")
+@probe_options
+@selection_options
+@width_options
+@data_options
+def sweep_command(
+    source: str,
+    folder: str,
+    macs: str,
+    scores: str | None,
+    data: str | None,
+    eval_data: str | None,
+    quiet: bool,
+    probe_samples: str,
+    precise: bool,
+    no_cache: bool,
+    cache: str | None,
+    **options: Any,
+) -> None:
+    """
+    Prune IN to each bound, measuring once, and write the models with their plans and reports to DIR.
+
+    DIR gets `macs-50.onnx`, `macs-50.plan.json` and `macs-50.report.json` for 50%, a table `sweep.csv`, and a plot
+    `sweep.svg` if matplotlib is there (pip install "onnxprune[plot]").
+    """
+    bounds = [bound.strip() for bound in macs.split(",") if bound.strip()]
+    places = sweep_places(Path(folder), bounds)
+    check_files(read=(source, data, eval_data, scores), written=[str(path) for path in places.values()])
+    options |= {
+        "probe_samples": samples_said(probe_samples, precise),
+        "cache": journal_folder(str(places[bounds[0]]), cache, no_cache),
+    }
+    with progress_bar(quiet) as progress, kept_answers(options["cache"]):
+        results = sweep(source, data, macs=bounds, eval_data=eval_data, scores=scores, progress=progress, **options)
+    write_sweep(dict(zip(bounds, results, strict=True)), Path(folder), places)
+    if not quiet:
+        show_notes(dict.fromkeys(note for result in results for note in result.report.notes))
+        points = [point_of(bound, result.report) for bound, result in zip(bounds, results, strict=True)]
+        stdout_console().print(sweep_table(points))
+        click.echo(f"\nEach model passed its own check. Written to {folder}")
 
 
 @main.command(name="apply", short_help="Repeat the pruning of a plan.")
@@ -322,51 +314,3 @@ def compare_command(original: str, pruned: str, as_json: bool, quiet: bool, data
         click.echo(found.to_json(), nl=False)
     elif not quiet:
         stdout_console().print(tables.comparison_table(found))
-
-
-def check_files(*, read: Sequence[str | None], written: Sequence[str | None]) -> None:
-    """Refuse, before any work, files that could not be written, that are read as well, or that are one and the same."""
-    named = [Path(name) for name in written if name is not None]
-    for path in named:
-        for source in read:
-            check_target(path, source=Path(source) if source is not None else None)
-    for one, other in itertools.combinations(named, 2):
-        if is_same(one, other) and not is_special(one):
-            raise UsageError(f"Expected different files to write to, found {str(one)!r} twice. Name them apart.")
-
-
-def write_result(result: PruneResult, target: str, plan: str | None, json_file: str | None) -> None:
-    """The model, its plan and its report: all of them or none."""
-    contents = {Path(target): result.model.SerializeToString()}
-    if plan is not None:
-        contents[Path(plan)] = result.plan.to_json().encode()
-    if json_file is not None:
-        contents[Path(json_file)] = result.report.to_json().encode()
-    write_whole(contents)
-
-
-def show_result(result: PruneResult, target: str, quiet: bool) -> None:
-    """Notes on stderr, tables on stdout."""
-    if quiet:
-        return
-    show_notes(result.report.notes)
-    console = stdout_console()
-    if result.plan.removed:
-        console.print(tables.group_table(result.report.groups))
-        console.print()
-    console.print(tables.summary_table(result.report))
-    verdict, layers = result.report.verdict, result.report.refitted
-    new = sum(layer.penalty is not None for layer in layers)
-    refitted = f", but for the weights of {new} layers that were refitted" if new else ""
-    console.print(
-        f"\nVerified on {verdict.samples} samples: equals the original with the removed slices set to zero "
-        f"({verdict.equality}){refitted}. Written to {escape(target)}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def show_notes(notes: Iterable[str]) -> None:
-    """On stderr, apart from what was asked for."""
-    for note in notes:
-        click.echo(f"Note: {note}", err=True)

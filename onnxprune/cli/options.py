@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
+from onnxprune.choosing.choose import AllocationName
 from onnxprune.cli.terminal import fail
 from onnxprune.errors import UsageError
 from onnxprune.files import is_special
 from onnxprune.probing.asking import Effort
 from onnxprune.probing.engine.means import Means
 from onnxprune.probing.samples import Samples
+from onnxprune.probing.sensitivities import Criterion
 from onnxprune.reading.observing import CPU
 
 NATURAL = click.IntRange(min=0)
@@ -40,8 +42,58 @@ data_options = several(
 )
 """What to measure on."""
 
+target_options = several(
+    click.option("--macs", metavar="BOUND", help="At most these multiply-accumulates: 50%, 3M."),
+    click.option("--params", metavar="BOUND", help="At most these parameters: 50%, 200K."),
+    click.option("--size", metavar="BOUND", help="At most this file size: 50%, 5MB."),
+    click.option("--ratio", type=float, metavar="SHARE", help="Share of channels to remove in every group: 0.3."),
+    click.option("--threshold", metavar="θ", help="Remove channels whose score is below median, mean or a number."),
+    click.option(
+        "--max-drop",
+        metavar="SHARE",
+        help="As small as possible while the metric drops no more than that on data not used for pruning. Without any "
+        "target: 1%.",
+    ),
+)
+"""How far to prune."""
+
+judging_options = several(
+    click.option("--eval-data", type=click.Path(), help="Samples to judge on; without, a part of --data is held back."),
+    click.option("--metric", help="accuracy, top-5, agreement, cosine, mse, psnr or MODULE:FUNCTION."),
+    click.option("--confidence", default="95%", show_default=True, help="Of the statement that no more is lost."),
+)
+"""What a pruned model is judged by."""
+
+method_options = several(
+    click.option(
+        "--criterion",
+        type=click.Choice(get_args(Criterion)),
+        help="What orders channels. Default: auto (obs or sensitivity, by what each loses) where layers are refitted.",
+    ),
+    click.option("--scores", type=click.Path(), metavar="FILE", help="Scores measured by `onnxprune sensitivity`."),
+    click.option(
+        "--allocation",
+        type=click.Choice(get_args(AllocationName)),
+        help="How wide groups stay. Default: curves (least loss by width curves) with data.",
+    ),
+    click.option("--rounds", type=POSITIVE, help="Score and refit so often on the way. Default: 3 below 40%, else 1."),
+    click.option(
+        "--compensate/--no-compensate",
+        default=None,
+        help="Refit the layers behind what was pruned, on the data. Default: with data.",
+    ),
+)
+"""How channels are chosen."""
+
+further_options = several(
+    click.option("--weights", metavar="SHARE", help="Set single weights to zero besides: 50%, or a pattern 2:4."),
+    click.option("--sparse", is_flag=True, help="Store weights as sparse tensors where that is smaller."),
+    click.option("--quantize", type=click.Choice(["int8"]), help="Quantise at the end, on the same data."),
+)
+"""What is done after channels are gone."""
+
 compensate_option = click.option(
-    "--compensate/--no-compensate", default=False, help="Refit the layers behind what was pruned, on the data."
+    "--compensate/--no-compensate", default=None, help="Refit layers on the data. Default: as the plan says."
 )
 
 selection_options = several(
@@ -49,6 +101,12 @@ selection_options = several(
     click.option("--skip", multiple=True, metavar="GLOB", help="Leave these groups or layers alone."),
 )
 """Which groups."""
+
+width_options = several(
+    click.option("--min-channels", default=1, show_default=True, help="Channels that stay in each group at least."),
+    click.option("--multiple-of", default=1, show_default=True, help="Widths are multiples of it."),
+)
+"""Which widths."""
 
 effort_options = several(
     click.option(

@@ -38,7 +38,7 @@ class Session:
 
 def open_session(
     couplings: Couplings,
-    data: Data | None,
+    data: Data | Calibration | None,
     *,
     judge: LossName | UserLoss,
     labels: str,

@@ -10,10 +10,14 @@ from typing import Literal
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from onnxprune.judging.judgement import Judgement
 from onnxprune.reading.records import STRICT, json_text
 from onnxprune.repairing.steps import Repaired
+from onnxprune.sparsifying.sparsify import SparseLayer
 from onnxprune.verifying.measure import Latency
 from onnxprune.verifying.verify import Verdict
+
+Settings = Mapping[str, str | bool | float | int | None]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -37,6 +41,31 @@ class GroupReport:
 
 
 @dataclass(frozen=True, config=STRICT)
+class WeightsFigures:
+    """
+    What single weights that are zero cost and save: `zeros` of `size` numbers in matrices and kernels.
+
+    `figures` are those of the model with the zeros; its parameters count them, as its dense kernels multiply them.
+    `bytes_sparse` are those of the file with sparse tensors where these are smaller.
+    """
+
+    zeros: int
+    size: int
+    bytes_sparse: int
+    figures: Figures
+    layers: tuple[SparseLayer, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class QuantizedFigures:
+    """The model in eight bits, its latency beside the original's, and the distance of its outputs as in `Report`."""
+
+    figures: Figures
+    latency: Latency
+    distance: float
+
+
+@dataclass(frozen=True, config=STRICT)
 class Report:
     """
     What one pruning did.
@@ -44,12 +73,13 @@ class Report:
     `settings` are the options that decided it, `notes` what a user should know, `skipped` the inexact groups that were
     left alone with the reason, `refitted` what became of each layer that was to be refitted, `seconds` the time of each
     stage. `distance` is the relative distance of the outputs from the original's. `loss_name` names the loss in the
-    figures.
+    figures. `pruned` are the figures once channels are gone; `weights` and `quantized` those of the steps after that,
+    if there are any. `judgement` is what the model does on samples that pruning did not use.
     """
 
     format: Literal["onnxprune-report"]
     version: Literal[1]
-    settings: Mapping[str, str | bool | float | int | None]
+    settings: Settings
     loss_name: str
     original: Figures
     pruned: Figures
@@ -58,6 +88,9 @@ class Report:
     groups: tuple[GroupReport, ...]
     skipped: Mapping[str, str]
     refitted: tuple[Repaired, ...]
+    weights: WeightsFigures | None
+    quantized: QuantizedFigures | None
+    judgement: Judgement | None
     verdict: Verdict
     notes: tuple[str, ...]
     seconds: Mapping[str, float]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from rich.markup import escape
 from rich.table import Table
 
+from onnxprune.judging.judgement import Judgement
 from onnxprune.probing.curves import WidthCurves
 from onnxprune.probing.sensitivities import Sensitivities
 from onnxprune.reporting.inspection import Inspection
@@ -18,8 +19,47 @@ MOST_ROWS = 40
 
 
 def summary_table(report: Report) -> Table:
-    """Before and after, in the figures a user decides by."""
-    return figures_table(report.original, report.pruned, report.latency, report.loss_name)
+    """Before and after, in the figures a user decides by; then what single weights and eight bits did besides."""
+    table = figures_table(report.original, report.pruned, report.latency, report.loss_name)
+    if report.weights is not None:
+        add_step(table, "weights", report.weights.figures, report)
+        zeros, size = report.weights.zeros, report.weights.size
+        table.add_row("  zeros (no faster on dense kernels)", "", f"{zeros:,} of {size:,}", f"{zeros / size:.1%}")
+        sparse = report.weights.bytes_sparse
+        table.add_row("  bytes with sparse tensors", "", f"{sparse:,}", share(sparse, report.original.bytes))
+    if report.quantized is not None:
+        add_step(table, "int8", report.quantized.figures, report)
+        timed = report.quantized.latency
+        table.add_row("  latency", "", f"{timed.milliseconds[-1]:.3f} ms", f"x{timed.ratio:.2f}")
+    return table
+
+
+def add_step(table: Table, name: str, found: Figures, report: Report) -> None:
+    """What a further step left of accuracy and loss, and the bytes."""
+    table.add_section()
+    table.add_row(f"[bold]after {name}[/]", "", "", "")
+    if report.original.accuracy is not None and found.accuracy is not None:
+        points = 100 * (found.accuracy - report.original.accuracy)
+        table.add_row("  accuracy", "", f"{found.accuracy:.2%}", f"{points:+.2f} points")
+    if found.loss is not None:
+        table.add_row(f"  loss ({report.loss_name})", "", f"{found.loss:.4g}", "")
+    table.add_row("  bytes", "", f"{found.bytes:,}", share(found.bytes, report.original.bytes))
+
+
+def judgement_table(judgement: Judgement) -> Table:
+    """What the model does on samples that pruning did not use, and every model that was looked at on the way."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"{judgement.metric} on {judgement.samples:,} samples that pruning did not use")
+    for heading in ("drop", f"at most, {judgement.confidence:.6g} sure"):
+        table.add_column(heading, justify="right")
+    for trial in judgement.trials:
+        if trial.drop is not None:
+            verdict = "kept" if trial.accepted else "too much"
+            name = f"tried {trial.share:.1%} of the MACs: {verdict}"
+            table.add_row(name, f"{trial.drop.mean:+.4g}", f"{trial.drop.upper:.4g}")
+    figures = f"{judgement.original:.4g} -> {judgement.pruned:.4g}"
+    table.add_row(f"this model: {figures}", f"{judgement.drop.mean:+.4g}", f"{judgement.drop.upper:.4g}")
+    return table
 
 
 def comparison_table(comparison: Comparison) -> Table:

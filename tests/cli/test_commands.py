@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import click
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 import onnxprune
 from onnxprune.cli import main
+from onnxprune.probing.sensitivities import Criterion
 from onnxprune.reading.read import read
 from tests.bundled import MODELS, digits, model_path
 from tests.cli.conftest import Run
@@ -118,10 +120,10 @@ def test_every_loss_is_probed(loss: str, done: Run) -> None:
     """The report names the loss that the probes measured."""
     done(f"model.onnx out.onnx --data data.npz --loss {loss} --macs 50% --json report.json")
     assert report()["settings"]["loss"] == {"distance": "kl", "auto": "cross-entropy"}.get(loss, loss)
-    assert report()["settings"]["criterion"] == "sensitivity"
+    assert report()["settings"]["criterion"] == "auto"
 
 
-@pytest.mark.parametrize("criterion", ["sensitivity", "magnitude", "random"])
+@pytest.mark.parametrize("criterion", get_args(Criterion))
 def test_every_criterion_prunes(criterion: str, done: Run) -> None:
     """The report names what decided."""
     done(f"model.onnx out.onnx --data data.npz --criterion {criterion} --macs 50% --json report.json")
@@ -245,7 +247,7 @@ def test_sensitivity_writes_scores_that_prune_alike(done: Run) -> None:
     outcome = done("sensitivity model.onnx --data data.npz -o scores.json")
     assert "/hidden/Gemm" in outcome.out
     assert "kl, 64 samples, delta 1; written to scores.json" in outcome.out
-    done("model.onnx direct.onnx --data data.npz --macs 50%")
+    done("model.onnx direct.onnx --data data.npz --macs 50% --criterion sensitivity")
     done("model.onnx scored.onnx --data data.npz --macs 50% --scores scores.json")
     assert Path("direct.onnx").read_bytes() == Path("scored.onnx").read_bytes()
 

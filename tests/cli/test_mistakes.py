@@ -330,7 +330,7 @@ def test_cross_entropy_needs_labels(labels: np.ndarray | None, refused: Refused)
         ("--multiple-of 1.5", "Invalid value for '--multiple-of': '1.5' is not a valid integer."),
         ("--seed -1", "Invalid value for '--seed': -1 is not in the range x>=0."),
         ("--threads -1", "Invalid value for '--threads': -1 is not in the range x>=0."),
-        ("--criterion taste", "'taste' is not one of 'sensitivity', 'obs', 'magnitude', 'random'."),
+        ("--criterion taste", "'taste' is not one of 'auto', 'sensitivity', 'obs', 'magnitude', 'activation', "),
         ("--loss hinge", "'hinge' is not one of 'distance', 'auto', 'cross-entropy', 'mse', 'kl'."),
         ("--only layer9", "--only 'layer9' matches no group and no layer; there are groups '/hidden/Gemm'."),
         ("--skip *conv*", "--skip '*conv*' matches no group and no layer; there are groups '/hidden/Gemm'."),

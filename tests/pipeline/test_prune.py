@@ -12,7 +12,7 @@ import pytest
 from onnx import ModelProto
 
 import onnxprune
-from onnxprune import OnnxPruneError, PruneResult, apply, load_plan, prune
+from onnxprune import OnnxPruneError, Plan, PruneResult, apply, prune
 from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.pipeline import compare
 from onnxprune.reading.observing import session_for
@@ -87,7 +87,7 @@ def test_the_result_is_saved_whole(tmp_path: Path) -> None:
     assert result.scores is not None
     result.scores.save(tmp_path / "scores.json")
     assert onnx.load(tmp_path / "out.onnx") == result.model
-    assert load_plan(tmp_path / "plan.json") == result.plan
+    assert Plan.load(tmp_path / "plan.json") == result.plan
     assert pruned(macs="60%", scores=tmp_path / "scores.json").model == result.model
     assert json.loads((tmp_path / "report.json").read_text())["format"] == "onnxprune-report"
 
@@ -122,10 +122,12 @@ def test_the_same_seed_gives_the_same_result(criterion: str) -> None:
     assert one.scores == same.scores
 
 
-def test_no_target_means_70_percent_of_the_macs_and_says_so() -> None:
-    """A default that is told."""
+def test_no_target_and_too_few_samples_to_judge_mean_70_percent_of_the_macs() -> None:
+    """A default that is told, with what it takes to prune by accuracy."""
     report = pruned().report
-    assert report.notes == ("No target was given: the target is 70% of the MACs (--macs 70%).",)
+    assert report.notes[0].startswith("No target was given: the target is 70% of the MACs (--macs 70%). To prune as")
+    assert "Expected at least 598 samples" in report.notes[0]
+    assert report.judgement is None
     assert 0.65 < report.pruned.macs / report.original.macs <= 0.7
     assert pruned(ratio=0.1).report.notes == ()
 
@@ -178,13 +180,13 @@ def test_the_report_is_complete() -> None:
     report = json.loads(result.report.to_json())
     assert report.keys() == {
         "format", "version", "settings", "loss_name", "original", "pruned", "latency", "distance", "groups", "skipped",
-        "refitted", "verdict", "notes", "seconds",
+        "refitted", "weights", "quantized", "judgement", "verdict", "notes", "seconds",
     }  # fmt: skip
     assert (report["format"], report["version"]) == ("onnxprune-report", 1)
     assert report["settings"] == {
         "macs": "80%", "params": None, "size": None, "ratio": 0.1, "threshold": None, "criterion": "auto",
         "loss": "kl", "delta": 1.0, "order": 1, "probe samples": 4, "allocation": "curves", "rounds": None,
-        "compensate": True, "seed": 3,
+        "compensate": True, "seed": 3, "max drop": None, "confidence": None, "weights": None, "quantize": None,
     }  # fmt: skip
     assert report["loss_name"] == "cross-entropy"
     for figures in (report["original"], report["pruned"]):

@@ -1,0 +1,44 @@
+"""The files of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from onnxprune.cli.results import contents_of
+from onnxprune.errors import UsageError
+from onnxprune.files import write_whole
+from onnxprune.job import PruneResult
+from onnxprune.reporting.sweeping import plot, point_of, table_text
+
+
+def sweep_places(folder: Path, bounds: Sequence[str]) -> dict[str, Path]:
+    """
+    Where each bound's model goes; the folder is made if it is not there.
+
+    Raises:
+        UsageError: no bounds, or two of one name; the folder cannot be made.
+    """
+    names = {bound: f"macs-{bound.removesuffix('%')}.onnx" for bound in bounds}
+    if not bounds or len(set(names.values())) < len(bounds):
+        raise UsageError(f"Expected bounds on the MACs, each once, found {', '.join(bounds) or 'none'}.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise UsageError(f"Expected a folder to write to at {str(folder)!r}: {failure.strerror}.") from None
+    return {bound: folder / name for bound, name in names.items()}
+
+
+def write_sweep(results: Mapping[str, PruneResult], folder: Path, places: Mapping[str, Path]) -> None:
+    """All models with their plans and reports, the table, and the plot where it can be drawn."""
+    contents: dict[Path, bytes] = {}
+    for bound, result in results.items():
+        place = places[bound]
+        plan, report = place.with_suffix(".plan.json"), place.with_suffix(".report.json")
+        contents |= contents_of(result, str(place), str(plan), str(report))
+    points = [point_of(bound, result.report) for bound, result in results.items()]
+    contents[folder / "sweep.csv"] = table_text(points).encode()
+    drawn = plot(points)
+    if drawn is not None:
+        contents[folder / "sweep.svg"] = drawn
+    write_whole(contents)

@@ -1,0 +1,225 @@
+"""What follows once channels are gone: single weights, eight bits, the check, the figures, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from onnx import ModelProto
+
+from onnxprune.choosing.plan import Plan
+from onnxprune.choosing.targets import Targets
+from onnxprune.clock import Clock
+from onnxprune.coupling.couple import Couplings, couple
+from onnxprune.errors import TargetError, VerificationError
+from onnxprune.judging.judgement import Judgement
+from onnxprune.probing.losses import outputs_of
+from onnxprune.pruner import Pruned, absolute
+from onnxprune.quantizing.quantize import check_quantized, quantize
+from onnxprune.reading.read import read
+from onnxprune.reporting.measuring import Session, figures, notes_on, parameter_count
+from onnxprune.reporting.report import GroupReport, QuantizedFigures, Report, Settings, WeightsFigures
+from onnxprune.sparsifying.checking import check_sparsity
+from onnxprune.sparsifying.layers import layers_of
+from onnxprune.sparsifying.sparse_form import as_sparse
+from onnxprune.sparsifying.sparsify import Criterion, Sparsified, sparsify
+from onnxprune.sparsifying.sparsity import Sparsity
+from onnxprune.sparsifying.weighing import weights_report
+from onnxprune.verifying.measure import distance, latency
+from onnxprune.verifying.verify import Check, verify
+
+
+@dataclass(frozen=True)
+class Further:
+    """
+    What is done to a model after channels are gone.
+
+    `weights` become zero, by `criterion`; with `sparse` they are stored as sparse tensors. `quantized`: in eight bits.
+    `numbers_left` bounds the float parameters that are not zero in the end.
+    """
+
+    weights: Sparsity | None = None
+    criterion: Criterion = "obs"
+    sparse: bool = False
+    quantized: bool = False
+    numbers_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model as it is shipped, and the steps that led there."""
+
+    pruned: Pruned
+    thinned: Sparsified | None = None
+    checks: tuple[Check, ...] = ()
+    sparse: ModelProto | None = None
+    quantized: ModelProto | None = None
+
+    @property
+    def floats(self) -> ModelProto:
+        """The model in dense floats."""
+        return self.thinned.model if self.thinned else self.pruned.model
+
+    @property
+    def model(self) -> ModelProto:
+        """The model."""
+        return self.quantized or self.sparse or self.floats
+
+    @property
+    def plan(self) -> Plan:
+        """What of the original stays, with all constants that have numbers of their own."""
+        if self.thinned is None:
+            return self.pruned.plan
+        refitted = dict.fromkeys((*self.pruned.plan.refitted, *self.thinned.constants))
+        return replace(self.pruned.plan, refitted=tuple(refitted))
+
+
+def made(pruned: Pruned, further: Further, session: Session, clock: Clock) -> Made:
+    """The pruned model with everything further done to it."""
+    found = Made(pruned)
+    if further.weights is not None:
+        with clock.stage("remove weights"):
+            found = thinned(found, further, further.weights, session, clock)
+    if further.sparse:
+        found = replace(found, sparse=as_sparse(found.floats))
+    if further.quantized:
+        with clock.stage("quantise"):
+            eight_bits = quantize(found.floats, session.calibration)
+            check = check_quantized(found.floats, eight_bits)
+            found = replace(found, quantized=eight_bits, checks=(*found.checks, check))
+    return found
+
+
+def thinned(made: Made, further: Further, weights: Sparsity, session: Session, clock: Clock) -> Made:
+    """The model with single weights zero."""
+    dense = made.model
+    couplings = couple(read(dense, input_shapes=session.couplings.graph.input_shapes))
+    if further.numbers_left is not None and weights.pattern is None:
+        weights = Sparsity(share_to_go(dense, couplings, further.numbers_left))
+    synthetic = session.calibration.synthetic
+    found = sparsify(
+        couplings,
+        session.calibration,
+        weights,
+        criterion="magnitude" if synthetic else further.criterion,
+        refit=not synthetic,
+        threads=session.threads,
+        progress=clock.progress,
+    )
+    return replace(made, thinned=found, checks=(check_sparsity(dense, found.model, found.layers, found.constants),))
+
+
+def share_to_go(dense: ModelProto, couplings: Couplings, numbers_left: float) -> float:
+    """
+    The share of the weights that has to become zero so that no more numbers are left.
+
+    Raises:
+        TargetError: that takes more than all of them.
+    """
+    size = weight_count(couplings)
+    going = parameter_count(dense) - numbers_left
+    if going >= size:
+        raise TargetError(
+            f"Expected at most {numbers_left:,.0f} parameters that are not zero, found {size:,} weights that can be "
+            f"removed of {parameter_count(dense):,}. Ask for less, or give no --params with --weights."
+        )
+    return max(0.0, going / size)
+
+
+def weight_count(couplings: Couplings) -> int:
+    """How many single weights can be removed."""
+    return sum(layer.size for layer in layers_of(couplings))
+
+
+def shared_budget(targets: Targets, weights: Sparsity | None, couplings: Couplings) -> tuple[Targets, float | None]:
+    """
+    The bound on parameters as one for channels and single weights together: what is left for channels, and in all.
+
+    The share of the weights says what part of it they take.
+    """
+    bounds = {name: bound for name, (_, bound) in targets.bounds(couplings.costs).items()}
+    if weights is None or "params" not in bounds:
+        return targets, None
+    whole = couplings.costs.params.at({})
+    for_channels = min(bounds["params"] / (1 - weights.share * weight_count(couplings) / max(1.0, whole)), whole)
+    return absolute(targets, {**bounds, "params": for_channels}), bounds["params"]
+
+
+def finished(
+    session: Session,
+    made: Made,
+    settings: Settings,
+    notes: Sequence[str],
+    clock: Clock,
+    judgement: Judgement | None = None,
+) -> Report:
+    """
+    Check the model, measure it at every step, report.
+
+    Raises:
+        VerificationError: the model failed its own check and must go no further.
+    """
+    couplings, plan, dense = session.couplings, made.plan, made.pruned.model
+    with clock.stage("verify"):
+        verdict = verify(couplings, plan, made.floats, session.calibration)
+        verdict = replace(verdict, checks=(*verdict.checks, *made.checks))
+    if not verdict.passed:
+        listed = "".join(f"\n  - {failure}" for failure in verdict.failures)
+        raise VerificationError(
+            f"The pruned model failed its own check, so nothing was written:{listed}\n"
+            "Leave out the groups at fault with --skip, and please report the model."
+        )
+    with clock.stage("measure"):
+        original = figures(session, couplings.graph.model, couplings.graph.file_bytes, session.outputs)
+        after = outputs_of(dense, session.calibration, threads=session.threads)
+        smaller = figures(session, dense, dense.ByteSize(), after, plan=plan)
+        timed = latency((couplings.graph.model, dense), session.calibration, threads=session.threads)
+        zeros = weights_measured(session, made, plan) if made.thinned else None
+        eight_bits = quantized_measured(session, made, plan) if made.quantized else None
+    return Report(
+        format="onnxprune-report",
+        version=1,
+        settings=settings,
+        loss_name=session.judged_by.name if session.judged_by else "",
+        original=original,
+        pruned=smaller,
+        latency=timed,
+        distance=distance(session.outputs, after),
+        groups=tuple(GroupReport(group.name, group.size, len(group.kept)) for group in plan.groups if group.exact),
+        skipped={group.name: group.inexact.text for group in couplings.groups if group.inexact is not None},
+        refitted=made.pruned.refitted,
+        weights=zeros,
+        quantized=eight_bits,
+        judgement=judgement,
+        verdict=verdict,
+        notes=(*notes, *notes_on(session, plan, made.pruned.scores)),
+        seconds=clock.seconds,
+    )
+
+
+def weights_measured(session: Session, made: Made, plan: Plan) -> WeightsFigures:
+    """What the zeros cost, and what they are worth in the file: not in time, on kernels for dense weights."""
+    assert made.thinned is not None
+    model = made.thinned.model
+    outputs = outputs_of(model, session.calibration, threads=session.threads)
+    found = weights_report(model)
+    return WeightsFigures(
+        zeros=found.zeros,
+        size=found.size,
+        bytes_sparse=found.bytes_sparse,
+        figures=figures(session, model, model.ByteSize(), outputs, plan=plan),
+        layers=made.thinned.layers,
+    )
+
+
+def quantized_measured(session: Session, made: Made, plan: Plan) -> QuantizedFigures:
+    """What eight bits cost and save."""
+    assert made.quantized is not None
+    model = made.quantized
+    outputs = outputs_of(model, session.calibration, threads=session.threads)
+    measured = figures(session, model, model.ByteSize(), outputs, plan=plan)
+    return QuantizedFigures(
+        figures=replace(measured, params=float(parameter_count(made.floats))),
+        latency=latency((session.couplings.graph.model, model), session.calibration, threads=session.threads),
+        distance=distance(session.outputs, outputs),
+    )

@@ -1,0 +1,248 @@
+"""One run on one model: what is read and measured once, and the models that are made of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxprune.choosing.choose import groups_to_prune
+from onnxprune.choosing.plan import Plan, plan_of
+from onnxprune.choosing.targets import Bound, Targets
+from onnxprune.clock import Clock
+from onnxprune.coupling.couple import Couplings, couple
+from onnxprune.errors import DataError, TargetError
+from onnxprune.files import check_target
+from onnxprune.finishing import Further, Made, finished, made, shared_budget
+from onnxprune.judging.judgement import Judge, Judgement, judge_held_out, judge_on
+from onnxprune.judging.searching import smallest
+from onnxprune.options import Options
+from onnxprune.probing.asking import Progress
+from onnxprune.probing.calibration import Calibration, Data, collected, gather, given_shapes
+from onnxprune.probing.losses import LossName, UserLoss
+from onnxprune.probing.sensitivities import Sensitivities, check_fit, load_scores
+from onnxprune.pruner import Pruned, Pruner
+from onnxprune.reading.read import Model, read
+from onnxprune.reporting.measuring import Session, open_session
+from onnxprune.reporting.report import Report, Settings
+from onnxprune.rewriting.saving import save_model
+
+DEFAULT_MACS = 0.7
+NO_TARGET = f"No target was given: the target is {DEFAULT_MACS:.0%} of the MACs (--macs {DEFAULT_MACS:.0%})."
+
+Arrays = np.ndarray | Mapping[str, np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """
+    A pruned model that passed its own check.
+
+    `model` is the ModelProto, `plan` says which channels stay, `report` holds all figures, `scores` the channel scores
+    that decided (None when a plan was applied).
+    """
+
+    model: ModelProto
+    plan: Plan
+    report: Report
+    scores: Sensitivities | None
+    couplings: Couplings = field(repr=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """
+        Write the model; the file appears whole or not at all.
+
+        Raises:
+            UsageError: the path is the input's own, or its folder cannot be written.
+        """
+        check_target(path, source=self.couplings.graph.path)
+        save_model(self.model, path)
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    A model that was read, and run on its samples; pruned as the options say.
+
+    `judge` is there where models are judged, and `searches` says that the drop alone decides how far to prune.
+    """
+
+    options: Options
+    pruner: Pruner
+    clock: Clock
+    judge: Judge | None
+    searches: bool
+    notes: tuple[str, ...]
+
+    @property
+    def session(self) -> Session:
+        """The model and what it is measured on."""
+        return self.pruner.session
+
+    def result(self) -> PruneResult:
+        """
+        The pruned model, checked and measured.
+
+        Raises:
+            OnnxPruneError: a target cannot be reached, too much may be lost, or the model fails its check.
+        """
+        found, judgement = self._within_drop() if self.searches else self._to_targets()
+        notes = (*self.notes, *self.pruner.notes)
+        report = finished(self.session, found, self._settings(found.pruned), notes, self.clock, judgement)
+        couplings = self.session.couplings
+        return PruneResult(found.model, found.plan, report, found.pruned.scores, couplings)
+
+    def _within_drop(self) -> tuple[Made, Judgement]:
+        """The smallest model that loses no more than is allowed."""
+        judge = self.judge
+        assert judge is not None
+        found = smallest(
+            lambda share: self._made(Targets(macs=share)),
+            lambda made: judge.rehearse(made.model),
+            lambda made: judge.drop(made.model),
+            judge.allowed,
+            progress=self.clock.progress,
+        )
+        return found.item, judge.judgement(found.item.model, found)
+
+    def _to_targets(self) -> tuple[Made, Judgement | None]:
+        """The model that reaches the targets; judged where that is wanted."""
+        found = self._made(self.options.targets)
+        if self.judge is None:
+            return found, None
+        judgement = self.judge.judgement(found.model)
+        if self.options.max_drop is not None and not judgement.within_limit:
+            drop = judgement.drop
+            raise TargetError(
+                f"Expected {self.judge.allowed} in {judgement.metric}, found a drop of {drop.mean:.4g} on "
+                f"{drop.samples:,} samples, which may be up to {drop.upper:.4g}. Prune less, allow more with "
+                "--max-drop, or judge on more samples with --eval-data."
+            )
+        return found, judgement
+
+    def _made(self, targets: Targets) -> Made:
+        """The model of these targets, with weights and bits as asked."""
+        options, couplings = self.options, self.session.couplings
+        weights = options.removed_weights
+        for_channels, numbers_left = shared_budget(targets, weights, couplings)
+        whole = Pruned(plan_of(couplings, {}), couplings.graph.model, None)
+        pruned = self.pruner.to(for_channels) if targets.any else whole
+        further = Further(
+            weights,
+            "magnitude" if options.criterion == "magnitude" else "obs",
+            options.sparse,
+            options.quantize is not None,
+            numbers_left,
+        )
+        return made(pruned, further, self.session, self.clock)
+
+    def _settings(self, pruned: Pruned) -> Settings:
+        """What the report says of how the model was pruned."""
+        options, recipe, scores = self.options, self.pruner.recipe, pruned.scores
+        found: dict[str, str | bool | float | int | None] = {
+            "macs": spelled(options.macs),
+            "params": spelled(options.params),
+            "size": spelled(options.size),
+            "ratio": options.ratio,
+            "threshold": options.threshold,
+            "max drop": self.judge.allowed.limit if self.judge else None,
+            "confidence": self.judge.allowed.confidence if self.judge else None,
+            "allocation": recipe.allocation,
+            "rounds": recipe.rounds,
+            "compensate": recipe.compensate,
+            "weights": None if options.weights is None else str(options.weights),
+            "quantize": options.quantize,
+            "seed": options.seed,
+        }
+        if scores is not None:
+            found |= {
+                "criterion": scores.criterion,
+                "loss": scores.loss or None,
+                "delta": scores.delta,
+                "order": scores.order,
+                "probe samples": scores.samples,
+            }
+        return found
+
+
+def begin(model: Model, data: Data | None, options: Options, progress: Progress | None) -> Job:
+    """Read the model, find its couplings, and run it on the samples that it is pruned with."""
+    clock, notes = Clock(progress), list[str]()
+    targets, weights = options.targets, options.removed_weights
+    with clock.stage("read and couple"):
+        couplings, arrays = read_with(model, data)
+        if targets.any or weights is None:
+            groups_to_prune(couplings, options.limits)
+        scores = scores_given(options, couplings)
+        samples = gather(couplings.graph, arrays, labels=options.labels, seed=options.seed)
+    searches = not targets.any and weights is None and (data is not None or options.max_drop is not None)
+    with clock.stage("run the original"):
+        judge = judge_for(couplings, samples, options, notes, is_wanted=searches)
+        if searches and judge is None:
+            searches, options = False, replace(options, macs=DEFAULT_MACS)
+        elif not searches and not targets.any and weights is None:
+            options = replace(options, macs=DEFAULT_MACS)
+            notes.append(NO_TARGET)
+        session = session_for_pruning(couplings, judge.pruning if judge else samples, options)
+    bounded = searches or bool(options.targets.bounds(couplings.costs))
+    has_curves = bounded and session.judged_by is not None
+    recipe = options.recipe(has_data=data is not None, has_curves=has_curves)
+    return Job(options, Pruner(session, recipe, clock, scores), clock, judge, searches, tuple(notes))
+
+
+def judge_for(
+    couplings: Couplings, samples: Calibration, options: Options, notes: list[str], *, is_wanted: bool
+) -> Judge | None:
+    """
+    The judge of the models, if there is to be one.
+
+    Where nobody asked for one in so many words and the samples are too few, there is none, and a note says so.
+    """
+    model, asked = couplings.graph.model, options.max_drop is not None or options.eval_data is not None
+    if not asked and not is_wanted:
+        return None
+    try:
+        if options.eval_data is None:
+            judge = judge_held_out(
+                model, samples, options.allowed, metric=options.metric, seed=options.seed, threads=options.threads
+            )
+        else:
+            judging = gather(couplings.graph, collected(options.eval_data), labels=options.labels, seed=options.seed)
+            judge = judge_on(model, samples, judging, options.allowed, metric=options.metric, threads=options.threads)
+    except DataError as failure:
+        if asked:
+            raise
+        notes.append(f"{NO_TARGET} To prune as far as the accuracy allows instead: {failure}")
+        return None
+    notes.extend(judge.notes())
+    return judge
+
+
+def scores_given(options: Options, couplings: Couplings) -> Sensitivities | None:
+    """The scores measured before, checked against the model."""
+    scores = options.scores
+    if isinstance(scores, str | os.PathLike):
+        return load_scores(scores, couplings)
+    if scores is not None:
+        check_fit(scores, couplings, "the scores given")
+    return scores
+
+
+def session_for_pruning(couplings: Couplings, data: Data | Calibration | None, options: Options) -> Session:
+    """The model on its samples; reported is the user's own loss, or the one that suits the data, whatever is probed."""
+    judge: LossName | UserLoss = options.loss if callable(options.loss) else "auto"
+    return open_session(couplings, data, judge=judge, labels=options.labels, seed=options.seed, threads=options.threads)
+
+
+def read_with(model: Model, data: Data | None) -> tuple[Couplings, Arrays]:
+    """The model, observed at the sizes of the data; and the data, an iterable read to its end."""
+    arrays = collected(data)
+    return couple(read(model, input_shapes=given_shapes(arrays))), arrays
+
+
+def spelled(bound: Bound) -> str | float | int | None:
+    """A bound as the user gave it."""
+    return None if bound is None else bound if isinstance(bound, str | float | int) else str(bound)

@@ -1,0 +1,126 @@
+"""What a user may ask of a pruning, with the defaults; what each means is said by `prune`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Literal
+
+from onnxprune.choosing.choose import AllocationName
+from onnxprune.choosing.targets import Bound, Limits, Targets
+from onnxprune.errors import UsageError
+from onnxprune.judging.allowance import Allowance, allowance
+from onnxprune.judging.user_metrics import UserMetric
+from onnxprune.ordering.criteria import check_criterion
+from onnxprune.probing.asking import Effort
+from onnxprune.probing.calibration import Data
+from onnxprune.probing.engine.means import Means
+from onnxprune.probing.losses import LossName, UserLoss
+from onnxprune.probing.probe import step
+from onnxprune.probing.samples import Samples
+from onnxprune.probing.sensitivities import Criterion, Sensitivities
+from onnxprune.pruner import Recipe
+from onnxprune.reading.observing import CPU
+from onnxprune.sparsifying.sparsity import Sparsity, sparsity
+
+DEFAULT_DROP = 0.01
+DEFAULT_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The keywords of `prune`."""
+
+    macs: Bound = None
+    params: Bound = None
+    size: Bound = None
+    ratio: float | None = None
+    threshold: float | str | None = None
+    max_drop: float | str | None = None
+    confidence: float | str = DEFAULT_CONFIDENCE
+    metric: str | UserMetric | None = None
+    eval_data: Data | None = None
+    criterion: Criterion | None = None
+    scores: Sensitivities | str | os.PathLike[str] | None = None
+    loss: LossName | UserLoss = "distance"
+    labels: str = "labels"
+    delta: float | None = None
+    order: int = 1
+    probe_samples: Samples = "auto"
+    allocation: AllocationName | None = None
+    rounds: int | None = None
+    compensate: bool | None = None
+    weights: str | float | None = None
+    sparse: bool = False
+    quantize: Literal["int8"] | None = None
+    only: str | Sequence[str] = ()
+    skip: str | Sequence[str] = ()
+    min_channels: int = 1
+    multiple_of: int = 1
+    jobs: int | None = None
+    memory: int | str | None = None
+    provider: str = CPU
+    executor: Executor | None = None
+    cache: str | os.PathLike[str] | None = None
+    seed: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.criterion is not None:
+            check_criterion(self.criterion)
+        if self.rounds is not None and self.rounds < 1:
+            raise UsageError(f"Expected rounds of 1 or more, found {self.rounds}.")
+        if self.quantize not in (None, "int8"):
+            raise UsageError(f"Expected quantize to be int8, found {self.quantize!r}.")
+        if self.sparse and self.weights is None:
+            raise UsageError("Expected weights to store sparsely, found none removed. Say how many: --weights 80%.")
+        if self.sparse and self.quantize:
+            raise UsageError("Expected sparse tensors or eight bits, found both. Leave out --sparse or --quantize.")
+
+    @property
+    def targets(self) -> Targets:
+        """What must hold."""
+        return Targets(self.macs, self.params, self.size, self.ratio, self.threshold)
+
+    @property
+    def limits(self) -> Limits:
+        """What every plan keeps to."""
+        return Limits(globs(self.only), globs(self.skip), self.min_channels, self.multiple_of)
+
+    @property
+    def removed_weights(self) -> Sparsity | None:
+        """How many single weights go."""
+        return None if self.weights is None else sparsity(self.weights)
+
+    @property
+    def allowed(self) -> Allowance:
+        """The drop that may be."""
+        return allowance(DEFAULT_DROP if self.max_drop is None else self.max_drop, self.confidence)
+
+    def recipe(self, *, has_data: bool, has_curves: bool) -> Recipe:
+        """How to prune, whatever the target; `has_curves`: width curves can be measured, and a bound is to be met."""
+        compensate = has_data if self.compensate is None else self.compensate
+        usual: Criterion = "auto" if compensate and self.threshold is None else "sensitivity"
+        return Recipe(
+            limits=self.limits,
+            criterion=self.criterion or usual,
+            loss=self.loss,
+            delta=step(self.delta, self.order),
+            order=self.order,
+            effort=Effort(
+                self.probe_samples,
+                Means(self.jobs, self.memory, self.threads, self.provider, self.executor),
+                self.cache,
+            ),
+            allocation=self.allocation or ("curves" if has_data and has_curves else None),
+            rounds=self.rounds,
+            compensate=compensate,
+            seed=self.seed,
+        )
+
+
+def globs(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One glob or several."""
+    return (given,) if isinstance(given, str) else tuple(given)
