@@ -19,13 +19,13 @@ import numpy as np
 PENALTIES = (1e-8, 1e-6, 1e-4, 1e-2)
 """Ridge penalties that are tried, in units of the mean square of what is multiplied with a mix."""
 
-SWEEPS = 3
+SWEEPS = 5
 """How often both sides are solved."""
 
-MOST_ITERATIONS = 40
+MOST_ITERATIONS = 20
 """Of conjugate gradients."""
 
-ENOUGH = 1e-12
+ENOUGH = 1e-8
 """Of the first residual's energy, at which conjugate gradients stop."""
 
 Pair = tuple[np.ndarray, np.ndarray]
