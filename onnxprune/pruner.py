@@ -7,6 +7,7 @@ Pruning one model to any number of targets: what is measured on the original ser
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ from onnx import ModelProto
 
 from onnxprune.choosing.choose import AllocationName, choose_between, groups_to_prune
 from onnxprune.choosing.orders import Order
-from onnxprune.choosing.plan import Plan, plan_of, plan_of_both
+from onnxprune.choosing.plan import Plan, plan_of_both, same_groups
 from onnxprune.choosing.targets import BOUNDS, Amount, Limits, Targets
 from onnxprune.clock import Clock
 from onnxprune.coupling.couple import Couplings, Group, couple
@@ -87,7 +88,7 @@ class Pruner:
     @cached_property
     def orders(self) -> tuple[Order, ...]:
         """The orders in which the original's channels may go."""
-        return self._orders_of(self.couplings, self._given)
+        return self._orders_of(self.couplings, self.recipe.limits, self._given)
 
     def to(self, targets: Targets) -> Pruned:
         """
@@ -96,20 +97,39 @@ class Pruner:
         Raises:
             TargetError: they cannot be reached.
         """
-        couplings, orders = self.couplings, self.orders
-        whole = plan_of(couplings, {})
-        steps = list(self._steps(targets))
-        if len(steps) > 1:  # refuses what cannot be reached, before any work
-            planned(couplings, orders, steps[-1], self.recipe)
-        for number, step in enumerate(steps):
-            with self._clock.stage("choose and rewrite"):
-                plan, scores, model = planned(couplings, orders, step, self.recipe)
-                whole = plan_of_both(self.couplings, whole, plan)
-            if number + 1 < len(steps):
-                so_far = self._refitted(whole, model, scores).model
-                couplings = couple(read(so_far, input_shapes=self.couplings.graph.input_shapes))
-                orders = self._orders_of(couplings)
-        return self._refitted(whole, model if len(steps) == 1 else rewrite(self.couplings, whole), scores)
+        first, *steps = self._steps(targets)
+        if steps:
+            self._in_one_round(steps[-1])  # refuses what cannot be reached, before any work
+        plan, model, scores = self._in_one_round(first)
+        for step in steps:
+            further = self._narrowed(self._refitted(plan, model, scores), step)
+            if further is None:  # the smaller model's groups are others: one round will do
+                return self._refitted(*self._in_one_round(steps[-1]))
+            plan, scores = further
+            model = rewrite(self.couplings, plan)
+        return self._refitted(plan, model, scores)
+
+    def _in_one_round(self, targets: Targets) -> tuple[Plan, ModelProto, Sensitivities]:
+        """The plan for these targets by what is known of the original, with its model and the scores that decided."""
+        with self._clock.stage("choose and rewrite"):
+            plan, scores, model = planned(
+                self.couplings, self.orders, targets, self.recipe.limits, self.recipe.allocation
+            )
+        return plan, model, scores
+
+    def _narrowed(self, pruned: Pruned, targets: Targets) -> tuple[Plan, Sensitivities] | None:
+        """The plan of the original that narrows a pruned model to further targets; None if its groups are others."""
+        couplings = couple(read(pruned.model, input_shapes=self.couplings.graph.input_shapes))
+        names = same_groups(pruned.plan, couplings)
+        if names is None:
+            return None
+        allowed = {group.name for group in groups_to_prune(self.couplings, self.recipe.limits)}
+        only = tuple(glob.escape(name) for name, original in names.items() if original in allowed)
+        limits = replace(self.recipe.limits, only=only, skip=())
+        orders = self._orders_of(couplings, limits)
+        with self._clock.stage("choose and rewrite"):
+            plan, scores, _ = planned(couplings, orders, targets, limits, self.recipe.allocation)
+        return plan_of_both(self.couplings, pruned.plan, plan, names), scores
 
     def refitted(self, plan: Plan) -> Pruned:
         """The model pruned by a plan of the original."""
@@ -145,10 +165,10 @@ class Pruner:
             yield absolute(Targets(), reached)
         yield absolute(targets, wanted)
 
-    def _orders_of(self, couplings: Couplings, given: Sensitivities | None = None) -> tuple[Order, ...]:
+    def _orders_of(self, couplings: Couplings, limits: Limits, given: Sensitivities | None = None) -> tuple[Order, ...]:
         """The orders that compete on a model, each with its width curves where the allocation takes them."""
         evidence = self._evidence(couplings)
-        groups = groups_to_prune(couplings, self.recipe.limits)
+        groups = groups_to_prune(couplings, limits)
         orders = []
         for name in self._competing(evidence, groups) if given is None else [given.criterion]:
             scores = given
@@ -206,14 +226,18 @@ def absolute(targets: Targets, bounds: Mapping[str, float]) -> Targets:
 
 
 def planned(
-    couplings: Couplings, orders: tuple[Order, ...], targets: Targets, recipe: Recipe
+    couplings: Couplings,
+    orders: tuple[Order, ...],
+    targets: Targets,
+    limits: Limits,
+    allocation: AllocationName | None,
 ) -> tuple[Plan, Sensitivities, ModelProto]:
     """The plan, the scores that decided and its model; where that exceeds its bounds, a smaller one is planned."""
     bounds = {name: bound for name, (_, bound) in targets.bounds(couplings.costs).items() if name != "macs"}
     aimed, asked = dict(bounds), targets
     while True:
         try:
-            plan, scores = choose_between(couplings, orders, asked, recipe.limits, allocation=recipe.allocation)
+            plan, scores = choose_between(couplings, orders, asked, limits, allocation=allocation)
         except TargetError:
             if asked is targets:
                 raise

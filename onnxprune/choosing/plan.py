@@ -158,8 +158,33 @@ def plan_of(couplings: Couplings, kept_channels: Mapping[str, np.ndarray]) -> Pl
     return Plan("onnxprune-plan", 1, model, groups, tensors)
 
 
-def plan_of_both(couplings: Couplings, first: Plan, then: Plan) -> Plan:
-    """The plan that does at once what `first` does to the model and `then` to what came of it."""
-    further = then.kept_channels
-    kept = {name: stay[further[name]] if name in further else stay for name, stay in first.kept_channels.items()}
+def plan_of_both(couplings: Couplings, first: Plan, then: Plan, names: Mapping[str, str]) -> Plan:
+    """
+    The plan that does at once what `first` does to the model and `then` to what came of it.
+
+    `names` are the groups of the model under those that they have after `first`, as `same_groups` tells.
+    """
+    kept = first.kept_channels
+    for name, further in then.kept_channels.items():
+        if name in names:
+            kept[names[name]] = kept[names[name]][further]
     return plan_of(couplings, kept)
+
+
+def same_groups(first: Plan, then: Couplings) -> dict[str, str] | None:
+    """
+    For each group of a model that was pruned by `first`, its name in the original; None where one cannot be told.
+
+    The same group has as many channels as were kept and slices the same axes. A name may have changed: two groups that
+    merged into one axis were told apart by it, and one of them is gone when it is one channel wide.
+    """
+    found: dict[str, str] = {}
+    for group in then.groups:
+        fitting = [one for one in first.groups if len(one.kept) == group.size]
+        alike = [one.name for one in fitting if not set(one.slices).isdisjoint(group.slices)]
+        same = [group.name] if group.name in alike else alike
+        if len(same) == 1:
+            found[group.name] = same[0]
+        elif group.exact:
+            return None
+    return found if len(set(found.values())) == len(found) else None
