@@ -26,6 +26,9 @@ SMALLEST_GAIN = 1e-9
 
 MOST_TRADES = 2000
 
+ROUNDING = 1e-12
+"""Of a cost, as a share of its bound: far less than one multiplication or number of any model."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -127,7 +130,7 @@ class Allocation:
             if better is None:
                 break
             widths = better
-        return widths
+        return self._filled(widths)
 
     def loss(self, widths: np.ndarray) -> float:
         """The sum of the groups' losses."""
@@ -179,6 +182,16 @@ class Allocation:
         above = self.allowed[group][self.allowed[group] > width]
         return above[np.unique(np.geomspace(1, len(above), 4).round().astype(int)) - 1] if len(above) else above
 
+    def _filled(self, widths: np.ndarray) -> np.ndarray:
+        """Each group as wide as the bounds leave room for: where its curve is flat, that costs nothing."""
+        for group in range(len(widths)):
+            above = self.allowed[group][self.allowed[group] > widths[group]]
+            costs = [values(cost.along(widths)[:, group], above / widths[group]) for cost in self.costs]
+            holds = np.broadcast_to(over(self.costs, costs) <= 0, above.shape)
+            if holds.any():
+                widths = replaced(widths, group, int(above[holds][-1]))
+        return widths
+
     def _fitting(self, widths: np.ndarray, kept: int) -> list[tuple[int, int]]:
         """For each other group, the largest width, up to its own, with which all costs hold, where there is one."""
         if self._excess(widths) <= 0:
@@ -197,8 +210,10 @@ class Allocation:
 
 
 def over(costs: Sequence[Cost], found: Sequence[np.ndarray | float]) -> np.ndarray:
-    """By how much costs are above their bounds, in units of these, added up; 0 where all hold."""
-    excess = [np.maximum(np.asarray(one) / cost.bound - 1, 0) for cost, one in zip(costs, found, strict=True)]
+    """By how much costs are above their bounds, in units of these, added up; 0 where all hold, but for rounding."""
+    excess = [
+        np.maximum(np.asarray(one) / cost.bound - 1 - ROUNDING, 0) for cost, one in zip(costs, found, strict=True)
+    ]
     return np.asarray(sum(excess, start=np.zeros(())))
 
 
