@@ -250,18 +250,21 @@ def test_plans_by_curves_keep_to_everything(seed: int, bounded: Mapping[str, flo
         assert np.delete(importance, group.kept).max(initial=0) <= importance[list(group.kept)].min()
 
 
-@given(seeds, shares, shares)
-def test_tighter_bounds_lose_no_less(seed: int, one: float, other: float) -> None:
-    """Up to the few per cent by which a solution may miss the best."""
-    couplings, curves = three_layers(), curved(three_layers(), seed)
-    lost = []
-    for share in (max(one, other), min(one, other)):
-        try:
-            plan = choose(couplings, some_scores(couplings, seed), Targets(macs=share), curves=curves)
-        except TargetError:
-            assume(False)
-        lost.append(sum(losses_along(curves.of(name))[width] for name, width in widths(plan).items()))
-    assert lost[1] >= 0.9 * lost[0]
+def lost(orders: Sequence[Order], macs: float) -> float:
+    """The sum of losses of the plan, for each group by the best order, as its curves say."""
+    plan, _ = choose_between(three_layers(), orders, Targets(macs=macs))
+    return sum(min(losses_along(order.curves.of(name))[width] for order in orders)
+               for name, width in widths(plan).items())  # fmt: skip
+
+
+def test_tighter_bounds_lose_no_less() -> None:
+    """But for one solution in a hundred, which misses the best."""
+    random, gains = np.random.default_rng(0), []
+    for seed in range(100):
+        order = Order(some_scores(three_layers(), seed), curved(three_layers(), seed))
+        tight, loose = np.sort(random.uniform(0.1, 1, 2))
+        gains.append(lost([order], loose) > lost([order], tight) + 1e-12)
+    assert sum(gains) <= 1
 
 
 def test_bounds_hold_where_a_group_has_many_dims() -> None:
@@ -323,18 +326,15 @@ def test_the_order_that_loses_less_decides(seed: int, macs: float) -> None:
     assert decided.criterion == "auto"
 
 
-@given(seeds, st.floats(0.2, 0.9))
-def test_two_orders_lose_no_more_than_one(seed: int, macs: float) -> None:
-    """Up to the few per cent by which a solution may miss the best."""
-    couplings = three_layers()
-    orders = [Order(some_scores(couplings, seed + n), curved(couplings, seed + n)) for n in (0, 1)]
-    alone, both = (choose_between(couplings, some, Targets(macs=macs))[0] for some in (orders[:1], orders))
-
-    def lost(plan: Any, some: Sequence[Order]) -> float:
-        at = widths(plan)
-        return sum(min(losses_along(order.curves.of(name))[at[name]] for order in some) for name in at)
-
-    assert lost(both, orders) <= 1.1 * lost(alone, orders[:1]) + 1e-12
+def test_two_orders_lose_no_more_than_one() -> None:
+    """But for one solution in a hundred, which misses the best; and mostly less."""
+    random, ratios = np.random.default_rng(0), []
+    for seed in range(100):
+        orders = [Order(some_scores(three_layers(), n), curved(three_layers(), n)) for n in (seed, seed + 1000)]
+        macs = random.uniform(0.1, 0.9)
+        ratios.append(lost(orders, macs) / max(lost(orders[:1], macs), 1e-9))
+    assert np.sum(np.array(ratios) > 1 + 1e-9) <= 1
+    assert np.mean(ratios) < 0.8
 
 
 # What is asked for
