@@ -92,6 +92,35 @@ class Cell:
         return np.moveaxis(found, 1, 0)
 
 
+class OneStep:
+    """One step of the layer, as a session that takes the sums of its gates and the states carried so far."""
+
+    def __init__(self, stored: Stored, model: ModelProto, fact: Recurrence) -> None:
+        node = NodeProto()
+        node.CopyFrom(stored.node)
+        first, last = zip(*fact.carried, strict=True)
+        self._first = tuple(fed_at(number) for number in first)
+        self._last = tuple(f"{STATES}.{number}" for number in last)
+        fed = {fact.x, fact.weight, fact.recurrent, *first}
+        node.input[:] = [fed_at(number) if number in fed else "" for number in range(max(fed) + 1)]
+        node.output[:] = [f"{STATES}.{number}" if number in last else "" for number in range(max(last) + 1)]
+        weights = stored.places[1].array
+        directions, rows, units = weights.shape
+        self._weights = {
+            fed_at(fact.weight): np.broadcast_to(np.eye(rows, dtype=np.float32), (directions, rows, rows)),
+            fed_at(fact.recurrent): np.zeros((directions, rows, units), np.float32),
+        }
+        self._session = session_of(node, model, TensorProto.FLOAT)
+        self._x, self._directions = fed_at(fact.x), directions
+
+    def of(self, direction: int, sums: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """For sums `[batch, rows]` and states `[carried, batch, hidden]` the states after the step."""
+        every = np.broadcast_to(states[:, None], (len(states), self._directions, *states.shape[1:]))
+        feeds = dict(zip(self._first, every.astype(np.float32), strict=True))
+        found = self._session.run(self._last, {self._x: sums[None].astype(np.float32), **self._weights, **feeds})
+        return np.stack([one[direction] for one in found])
+
+
 def fed_at(number: int) -> str:
     """The name under which input `number` is fed."""
     return f"onnxprune.input.{number}"
@@ -139,6 +168,23 @@ class Sums:
         if not fact.reset.after:
             of_state[..., scaled] = (r * before) @ weights.of_state[scaled].T + weights.state_bias[scaled]
         return cls(of_input, of_state, r)
+
+    def total(self, fact: Recurrence) -> np.ndarray:
+        """All that is added up for each row."""
+        found = self.of_input + self.of_state
+        if self.r is not None and fact.reset is not None and fact.reset.after:
+            scaled = rows_of(fact.reset.scaled, fact, found.shape[-1])
+            found[..., scaled] = self.of_input[..., scaled] + self.r * self.of_state[..., scaled]
+        return np.asarray(found)
+
+    def moved(self, fact: Recurrence, gate: int, by: float) -> Sums:
+        """The sums when those of one gate grow by so much."""
+        some = rows_of(gate, fact, self.of_input.shape[-1])
+        of_input, r = self.of_input.copy(), self.r
+        of_input[..., some] += by
+        if fact.reset is not None and gate == fact.reset.gate:
+            r = logistic(of_input[..., some] + self.of_state[..., some])
+        return Sums(of_input, self.of_state, r)
 
     def only(self, rows: np.ndarray, units: np.ndarray) -> Sums:
         """Those of some rows, and of the units they belong to, in float32."""

@@ -98,5 +98,5 @@ def session_of(
     part.graph.node.append(node)
     types = {name: element_type for name in node.input if name} | dict(others or {})
     part.graph.input.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in types.items())
-    part.graph.output.append(ValueInfoProto(name=node.output[0]))
+    part.graph.output.extend(ValueInfoProto(name=name) for name in node.output if name)
     return session_for(part, threads=1)  # more would spin while numpy works

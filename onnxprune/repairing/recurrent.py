@@ -25,15 +25,28 @@ from onnxprune.probing.calibration import Calibration
 from onnxprune.reading.graph import PRECISE_TYPES, Node
 from onnxprune.reading.observing import Session, session_for
 from onnxprune.reading.subgraphs import up_to
-from onnxprune.repairing.cells import Cell, Stored, Sums, Weights, logistic, one_before, rows_of
+from onnxprune.repairing.cells import Cell, OneStep, Stored, Sums, Weights, logistic, one_before, rows_of
 from onnxprune.repairing.least_squares import PENALTIES, NormalEquations, refitted
 from onnxprune.repairing.rows import BATCH, HELD_OUT, ROWS_A_SAMPLE, fed
 from onnxprune.repairing.steps import Refit, Repaired
+from onnxprune.repairing.traces import Equations, Run, Traces
 from onnxprune.rules.axes import Axis, Dim, kept_positions, leaves
 from onnxprune.rules.facts import Recurrence
 
 OWN_PASSES = 2
 """How often the weights are fitted to the states that they lead to themselves."""
+
+TRACE_PASSES = 4
+"""How often the weights then take a step towards the states that are wanted, where there are few enough weights."""
+
+TRACE_PENALTIES = (1e-3, 1e-2, 1e-1)
+"""Penalties of such a step that are tried, in units of the mean square of what the weights do to the states."""
+
+TRACE_SHARES = (1.0, 0.5, 0.25)
+"""Shares of such a step that are tried: all units take it at once, so that together they may go too far."""
+
+TRACE_ROWS = 20
+"""Rows for each weight of a unit that it is found from, about."""
 
 REMEMBERED = 2**26
 """Numbers that are held in memory at most, give or take a batch."""
@@ -83,7 +96,7 @@ class RecurrentStep:
         passages = tuple(remembered(passages_of(teacher, stored, model, samples, threads or 1)))
         if {passage.held_out for passage in passages} != {True, False}:
             return
-        yield refit(Student(Cell(stored, model, self.fact), self.fact, passages), stored, self.node.name)
+        yield refit(Student(Cell(stored, model, self.fact), self.fact, passages), stored, model)
 
 
 def recurrent_steps(couplings: Couplings) -> Iterator[RecurrentStep]:
@@ -171,6 +184,11 @@ def states_before(states: np.ndarray, feed: Mapping[int, np.ndarray], fact: Recu
     return np.stack([one_before(one, start, lengths, backwards=backwards) for one, start, backwards in pairs])
 
 
+def firsts(feed: Mapping[int, np.ndarray], fact: Recurrence, like: np.ndarray) -> np.ndarray:
+    """What every direction starts from, `[carried, directions, batch, hidden]`."""
+    return np.stack([feed.get(number, np.zeros_like(like[:, 0])) for number, _ in fact.carried])
+
+
 def passages_of(
     teacher: Teacher, stored: Stored, model: ModelProto, samples: Calibration, threads: int
 ) -> Iterator[Passage]:
@@ -219,6 +237,27 @@ class Student:
                 found += np.stack([(np.square(part) * valid).sum((1, 2, 3)) for part in (apart, passage.states)], 1)
         return found
 
+    def equations(self, directions: Sequence[Weights], traces: Traces) -> tuple[Equations, Equations]:
+        """What brings a direction's states closer to those wanted: on most batches, and on those held out."""
+        found = Equations(traces.units, traces.features), Equations(traces.units, traces.features)
+        steps = sum(int(passage.valid.sum()) for passage in self.passages)
+        share, rng = TRACE_ROWS * traces.features / steps, np.random.default_rng(0)
+        for passage in self.passages:
+            states = self.cell.states(passage.feed, directions)
+            before = states_before(states, passage.feed, self.fact)
+            missing, number = passage.states - states, traces.direction
+            run = Run(
+                x=passage.feed[self.fact.x],
+                before=before[number],
+                first=firsts(passage.feed, self.fact, before)[:, number],
+                valid=passage.valid,
+                backwards=self.fact.backwards[number],
+            )
+            for time, rows in traces.of(run):
+                some = passage.valid[time] & (rng.random(len(passage.lengths)) < share)
+                found[passage.held_out].add(rows[:, some], missing[number, time, some])
+        return found
+
     def rows(self, directions: Sequence[Weights], direction: int, *, own: bool) -> Iterator[Rows]:
         """What a direction learns from: random steps, from its own states or from the original's."""
         rng = np.random.default_rng(0)
@@ -237,26 +276,61 @@ def parts(sums: Sums) -> tuple[np.ndarray, ...]:
     return (sums.of_input, sums.of_state) if sums.r is None else (sums.of_input, sums.of_state, sums.r)
 
 
-def refit(student: Student, stored: Stored, name: str) -> Refit:
+class Best:
+    """The best weights of each direction so far: those of the smallest error on what is held out."""
+
+    def __init__(self, student: Student, directions: Sequence[Weights]) -> None:
+        self._student = student
+        self.weights, self.penalties = list(directions), dict[int, float]()
+        self.first = self.errors = student.errors(directions)
+
+    def offer(self, learned: Sequence[tuple[Weights, float]]) -> list[int]:
+        """Take weights, each with its penalty, for the directions where they are better; those directions."""
+        errors = self._student.errors([weights for weights, _ in learned])
+        better: list[int] = np.flatnonzero(errors[:, 0] < self.errors[:, 0]).tolist()
+        for number in better:
+            self.weights[number], self.penalties[number] = learned[number]
+        self.errors = np.where(errors[:, :1] < self.errors[:, :1], errors, self.errors)
+        return better
+
+
+def refit(student: Student, stored: Stored, model: ModelProto) -> Refit:
     """Store the best weights that were found for each direction: what that brought, and which constants changed."""
     free = student.fact.bias is not None
-    best = list(stored.directions())
-    penalties: dict[int, float] = {}
-    start = lowest = student.errors(best)
-    directions = tuple(best)
+    best = Best(student, stored.directions())
+    directions = tuple(best.weights)
     for attempt in range(1 + OWN_PASSES):
         learned = [
             Fit(student.fact, tuple(student.rows(directions, number, own=attempt > 0)), free).weights(weights)
             for number, weights in enumerate(directions)
         ]
         directions = tuple(weights for weights, _ in learned)
-        errors = student.errors(directions)
-        for number in np.flatnonzero(errors[:, 0] < lowest[:, 0]):
-            best[number], penalties[int(number)] = learned[number]
-        lowest = np.where(errors[:, :1] < lowest[:, :1], errors, lowest)
-    before, after = (float(errors[:, 0].sum() / max(errors[:, 1].sum(), 1e-30)) for errors in (start, lowest))
-    constants = stored.put(best) if penalties else ()
-    return Refit(Repaired(name, before, after, max(penalties.values(), default=None)), constants)
+        best.offer(learned)
+    if best.penalties:
+        trace(student, best, OneStep(stored, model, student.fact))
+    before, after = (float(errors[:, 0].sum() / max(errors[:, 1].sum(), 1e-30)) for errors in (best.first, best.errors))
+    constants = stored.put(best.weights) if best.penalties else ()
+    return Refit(Repaired(stored.node.name, before, after, max(best.penalties.values(), default=None)), constants)
+
+
+def trace(student: Student, best: Best, step: OneStep) -> None:
+    """Bring the states closer, as far as equations of all weights of a unit are small enough."""
+    for _ in range(TRACE_PASSES):
+        traces = [Traces(step, student.fact, number, weights) for number, weights in enumerate(best.weights)]
+        if any(one.units * one.features**2 > JOINT for one in traces):
+            return
+        equations = [student.equations(best.weights, one) for one in traces]
+        solved: dict[int, tuple[float, float]] = {}
+        for penalty in TRACE_PENALTIES:
+            steps = [fitted.solved(penalty) for fitted, _ in equations]
+            for share in TRACE_SHARES:
+                taken = [(one.changed(share * by), penalty) for one, by in zip(traces, steps, strict=True)]
+                solved |= dict.fromkeys(best.offer(taken), (penalty, share))
+        for number, (penalty, share) in solved.items():
+            fitted, held_out = equations[number]
+            best.weights[number] = traces[number].changed(share * fitted.plus(held_out).solved(penalty))
+        if not solved:
+            return
 
 
 @dataclass(frozen=True)

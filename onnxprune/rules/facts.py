@@ -181,7 +181,9 @@ class Recurrence:
 
     `x` [t, n, i] and these constants are inputs of the node, by their numbers; `lengths` [n] is the input that says
     where sequences end, `start` [d, n, h] that of the first h, `others` are the inputs that have no part in the sums.
-    The first output is h [t, d, n, h]. `backwards` tells for each direction whether it runs from the end.
+    The first output is h [t, d, n, h]. `backwards` tells for each direction whether it runs from the end. `carried` are
+    the states [d, n, h] that a step takes from the one before, h first: for each the number of the input that holds the
+    first one, given or not, and that of the output with the last one.
     """
 
     x: int
@@ -193,6 +195,7 @@ class Recurrence:
     others: tuple[int, ...]
     gates: int
     backwards: tuple[bool, ...]
+    carried: tuple[tuple[int, int], ...]
     reset: Reset | None = None
 
 

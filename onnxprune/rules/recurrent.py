@@ -15,6 +15,7 @@ SILENT_AT_ZERO = {"Tanh", "Relu", "LeakyRelu", "ScaledTanh", "Elu", "Softsign", 
 CELL_ACTIVATION = {"LSTM": 1, "GRU": 1, "RNN": 0}
 """Which of a direction's activations makes the new state; the others only gate it."""
 PER_DIRECTION = {"LSTM": 3, "GRU": 2, "RNN": 1}
+CARRIED = {"LSTM": ((5, 1), (6, 2)), "GRU": ((5, 1),), "RNN": ((5, 1),)}
 BACKWARDS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
@@ -91,6 +92,7 @@ def recurrence(op: Op) -> Iterator[Fact]:
         others=(6,) if op.optional(6) is not None else (),
         gates=GATES[kind],
         backwards=BACKWARDS[str(op.attribute("direction", "forward"))],
+        carried=CARRIED[kind],
         reset=Reset(gate=1, scaled=2, after=bool(op.attribute("linear_before_reset", 0))) if kind == "GRU" else None,
     )
 
