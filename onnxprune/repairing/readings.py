@@ -1,7 +1,8 @@
-"""What each layer that is linear in its weight reads on calibration samples, as the Gram matrix of its features."""
+"""What each layer that is linear in its weights reads on calibration samples, as the Gram matrix of its features."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +12,16 @@ from onnxprune.probing.calibration import Calibration
 from onnxprune.probing.gates import channels_at
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.subgraphs import up_to
+from onnxprune.repairing.cells import Stored
 from onnxprune.repairing.consumers import Consumer, consumers
+from onnxprune.repairing.gate_sums import GateSums, can_change, gate_sums, grams, places
 from onnxprune.repairing.layers import Features, as_matrix
 from onnxprune.repairing.least_squares import NormalEquations
 from onnxprune.repairing.linear import Bias
 from onnxprune.repairing.places import Place
+from onnxprune.repairing.recurrent import recurrent_steps
 from onnxprune.repairing.rows import BATCH, REPAIR_SAMPLES, ROWS_A_SAMPLE, fed
-from onnxprune.rules.axes import leaves
+from onnxprune.rules.axes import Dim, leaves
 
 RIDGE = 1e-3
 """Added to the Gram matrix's diagonal, in units of its mean."""
@@ -27,6 +31,9 @@ MOST_FEATURES = 8192
 
 MOST_BYTES = 2**30
 """Gram matrices that are kept; the oldest are measured again when they are wanted again."""
+
+Reader = Consumer | GateSums
+"""A layer that is linear in one weight, or gates of one that runs along time."""
 
 
 @dataclass(frozen=True)
@@ -59,42 +66,61 @@ class Readings:
         self.couplings = couplings
         self.samples = calibration.first(REPAIR_SAMPLES)
         self._threads = threads
-        self._layers = tuple(consumers(couplings))
+        running = (one for layer in recurrent_steps(couplings) if can_change(layer) for one in gate_sums(layer))
+        self._layers: tuple[Reader, ...] = (*consumers(couplings), *running)
         self._known: dict[str, Moments] = {}
 
-    def readers(self, group: Group) -> tuple[Consumer, ...]:
+    def readers(self, group: Group) -> tuple[Reader, ...]:
         """The layers that read the group's channels and can be refitted."""
         dims = set(group.dims)
         return tuple(
-            layer for layer in self._layers if not dims.isdisjoint(leaves(layer.type)) and not self._is_wide(layer)
+            reader for reader in self._layers if not dims.isdisjoint(dims_of(reader)) and not self._is_wide(reader)
         )
 
-    def of(self, consumer: Consumer) -> Moments:
+    def of(self, reader: Reader) -> Moments:
         """The layer's moments."""
-        if consumer.output not in self._known:
-            measured = self._measured(consumer)
-            while (
-                self._known and measured.gram.nbytes + sum(one.gram.nbytes for one in self._known.values()) > MOST_BYTES
-            ):
-                del self._known[next(iter(self._known))]
-            self._known[consumer.output] = measured
-        return self._known[consumer.output]
+        if key_of(reader) not in self._known:
+            for one, moments in self._measured(reader):
+                self._keep(key_of(one), moments)
+        return self._known[key_of(reader)]
 
-    def blocks(self, group: Group, consumer: Consumer) -> tuple[np.ndarray, ...]:
+    def blocks(self, group: Group, reader: Reader) -> tuple[np.ndarray, ...]:
         """For each channel of the group, the features of the layer that go with it."""
-        weight = self.couplings.graph.constants[consumer.node.inputs[consumer.weight]]
-        shape = np.delete(np.array(weight.shape), consumer.made)
-        summed = consumer.summed - (consumer.made < consumer.summed)
+        if isinstance(reader, GateSums):
+            return reader.blocks(group)
+        weight = self.couplings.graph.constants[reader.node.inputs[reader.weight]]
+        shape = np.delete(np.array(weight.shape), reader.made)
+        summed = reader.summed - (reader.made < reader.summed)
         numbers = np.moveaxis(np.arange(int(shape.prod())).reshape(shape), summed, 0)
-        standing = channels_at(consumer.type, group.dims)
-        places = (np.any([along == channel for along in standing], axis=0) for channel in range(group.size))
-        return tuple(numbers[place].ravel() for place in places)
+        standing = places(channels_at(reader.type, group.dims), group)
+        return tuple(numbers[place].ravel() for place in standing)
 
-    def _is_wide(self, consumer: Consumer) -> bool:
-        weight = self.couplings.graph.constants[consumer.node.inputs[consumer.weight]]
-        return weight.size // weight.shape[consumer.made] > MOST_FEATURES
+    def _is_wide(self, reader: Reader) -> bool:
+        if isinstance(reader, GateSums):
+            return reader.summed.size > MOST_FEATURES
+        weight = self.couplings.graph.constants[reader.node.inputs[reader.weight]]
+        return weight.size // weight.shape[reader.made] > MOST_FEATURES
 
-    def _measured(self, consumer: Consumer) -> Moments:
+    def _keep(self, key: str, moments: Moments) -> None:
+        """Keep what was measured, and let the oldest go where there is too much."""
+        while self._known and moments.gram.nbytes + sum(one.gram.nbytes for one in self._known.values()) > MOST_BYTES:
+            del self._known[next(iter(self._known))]
+        self._known[key] = moments
+
+    def _measured(self, reader: Reader) -> Iterator[tuple[Reader, Moments]]:
+        """The moments of the layer, and of those that come to be known with it; the layer itself last."""
+        if isinstance(reader, GateSums):
+            return self._of_gates(reader)
+        return iter([(reader, self._of_linear(reader))])
+
+    def _of_gates(self, reader: GateSums) -> Iterator[tuple[Reader, Moments]]:
+        model = self.couplings.graph.model
+        weights = Stored(model, reader.output, reader.layer.fact).directions()
+        found = grams(reader.layer, model, self.samples, self._threads or 1)
+        for one, gram in sorted(found, key=lambda pair: pair[0].key == reader.key):
+            yield one, moments_of(gram, one.matrix(weights[one.direction]), None)
+
+    def _of_linear(self, consumer: Consumer) -> Moments:
         model = self.couplings.graph.model
         weight = Place(model, consumer.output, consumer.weight).array
         features = Features(model.graph.node[consumer.node.position], model, consumer, weight)
@@ -105,9 +131,23 @@ class Readings:
             rows = features.of(data)
             some = rows[rng.permutation(len(rows))[: ROWS_A_SAMPLE * len(batch)]]
             sums.add(some, np.zeros((len(some), 0)))
-        gram = sums.gram / max(sums.rows, 1)
-        weights = np.vstack([as_matrix(weight, consumer).astype(np.float64), np.zeros(weight.shape[consumer.made])])
-        energy = max(float((weights * (gram @ weights)).sum()), 1e-30)
-        ridge = RIDGE * max(float(np.trace(gram)) - 1, 1e-12) / features.count
-        bias = Bias.of(model, consumer, self.samples)
-        return Moments(gram + ridge * np.eye(len(gram)), weights, energy, bias)
+        matrix = np.vstack([as_matrix(weight, consumer), np.zeros(weight.shape[consumer.made])])
+        return moments_of(sums.gram / max(sums.rows, 1), matrix, Bias.of(model, consumer, self.samples))
+
+
+def moments_of(gram: np.ndarray, weights: np.ndarray, bias: Bias | None) -> Moments:
+    """The moments of a layer, with the ridge; its last weights are the constant's."""
+    weights = weights.astype(np.float64)
+    energy = max(float((weights * (gram @ weights)).sum()), 1e-30)
+    ridge = RIDGE * max(float(np.trace(gram)) - 1, 1e-12) / max(len(gram) - 1, 1)
+    return Moments(gram + ridge * np.eye(len(gram)), weights, energy, bias)
+
+
+def key_of(reader: Reader) -> str:
+    """A name of its own for each."""
+    return reader.key if isinstance(reader, GateSums) else reader.output
+
+
+def dims_of(reader: Reader) -> frozenset[Dim]:
+    """The Dims that it sums over."""
+    return frozenset(leaves(reader.summed if isinstance(reader, GateSums) else reader.type))

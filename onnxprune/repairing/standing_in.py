@@ -7,13 +7,15 @@ curves are measured with them, so that a group is judged by what it costs after 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxprune.coupling.couple import Group
+from onnxprune.repairing.cells import Stored
 from onnxprune.repairing.consumers import Consumer
+from onnxprune.repairing.gate_sums import GateSums
 from onnxprune.repairing.layers import from_matrix
 from onnxprune.repairing.places import Place
 from onnxprune.repairing.readings import Readings
@@ -29,11 +31,29 @@ class StandIns:
         """New numbers by the constants' names, in the shapes of the original."""
         gone = np.setdiff1d(np.arange(group.size), kept)
         found: dict[str, np.ndarray] = {}
+        running: dict[str, list[tuple[GateSums, np.ndarray]]] = {}
         for reader in self.readings.readers(group):
-            found |= self._of(
-                reader, np.concatenate([self.readings.blocks(group, reader)[channel] for channel in gone])
-            )
+            blocks = self.readings.blocks(group, reader)
+            features = np.concatenate([blocks[channel] for channel in gone])
+            if isinstance(reader, GateSums):
+                running.setdefault(reader.output, []).append((reader, features))
+            else:
+                found |= self._of(reader, features)
+        for readers in running.values():
+            found |= self._running(readers)
         return found
+
+    def _running(self, readers: Sequence[tuple[GateSums, np.ndarray]]) -> dict[str, np.ndarray]:
+        """New numbers of a layer that runs along time, from all that it reads and the features of it that are gone."""
+        layer = readers[0][0].layer
+        stored = Stored(layer.couplings.graph.model, readers[0][0].output, layer.fact)
+        if any(place.is_shared for place in stored.places):
+            return {}
+        directions = list(stored.directions())
+        for reader, gone in readers:
+            matrix = self.readings.of(reader).without(gone, constant_is_free=layer.fact.bias is not None)
+            directions[reader.direction] = reader.put(matrix, directions[reader.direction])
+        return dict(zip((place.name for place in stored.places), stored.arrays(directions), strict=True))
 
     def _of(self, reader: Consumer, gone: np.ndarray) -> dict[str, np.ndarray]:
         """New numbers of one layer without these features; none where its weight has other readers."""
