@@ -9,7 +9,7 @@ the lowest first, in steps that become smaller, and after each step those that a
 
 Sources: Hassibi and Stork 1993, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon (the saliency, with
 H⁻¹ of the whole layer throughout); Zhu and Gupta 2017, To Prune, or Not to Prune, section 3 (the cubic schedule).
-The sweep over columns of Frantar and Alistarh 2023, SparseGPT, section 3, costs less, but lost two to three times as
+The sweep over columns of Frantar and Alistarh 2023, SparseGPT, section 3, costs less, but lost up to three times as
 much on most layers tried, also when what it left was fitted anew.
 """
 
