@@ -253,9 +253,10 @@ class Student:
                 valid=passage.valid,
                 backwards=self.fact.backwards[number],
             )
-            for time, rows in traces.of(run):
-                some = passage.valid[time] & (rng.random(len(passage.lengths)) < share)
-                found[passage.held_out].add(rows[:, some], missing[number, time, some])
+            some = passage.valid & (rng.random(passage.valid.shape) < share)
+            rows = [(rows[:, some[time]], missing[number, time, some[time]]) for time, rows in traces.of(run)]
+            traced, wanted = zip(*rows, strict=True)
+            found[passage.held_out].add(np.concatenate(traced, axis=1), np.concatenate(wanted))
         return found
 
     def rows(self, directions: Sequence[Weights], direction: int, *, own: bool) -> Iterator[Rows]:
