@@ -11,7 +11,10 @@ import numpy as np
 
 from onnxprune.coupling.couple import Group
 from onnxprune.repairing.obs import Remaining
-from onnxprune.repairing.readings import Readings
+from onnxprune.repairing.readings import RIDGE, Readings
+
+SILENT = 1e-12
+"""A feature of no more than this share of the energy of all says nothing."""
 
 
 def redundancies(readings: Readings, group: Group) -> np.ndarray:
@@ -36,19 +39,29 @@ def redundancies(readings: Readings, group: Group) -> np.ndarray:
 
 
 class Residuals:
-    """The channels of a group as one layer reads them, with those that have gone out of the reckoning."""
+    """
+    The channels of a group as one layer reads them, with those that have gone out of the reckoning.
+
+    Features count in units of their own size: else the ridge would make weak and silent ones look like no other.
+    """
 
     def __init__(self, readings: Readings, group: Group, number: int) -> None:
         reader = readings.readers(group)[number]
-        moments = readings.of(reader)
+        gram = readings.of(reader).gram
+        gram = gram - (gram[-1, -1] - 1) * np.eye(len(gram))  # the last feature is 1: what it has above is the ridge
         self.blocks = readings.blocks(group, reader)
-        inverse = np.linalg.inv(moments.gram)
+        self.energies = np.where(np.diag(gram) > SILENT * np.trace(gram), np.diag(gram), 0.0)
+        units = np.sqrt(np.divide(1, self.energies, out=np.zeros(len(gram)), where=self.energies > 0))
+        inverse = np.linalg.inv(gram * np.outer(units, units) + RIDGE * np.eye(len(gram)))
         self.remaining = Remaining(inverse, np.zeros((len(inverse), 0)), self.blocks, 1.0)
-        energies = np.diag(moments.gram)
-        self.energies = np.array([max(float(energies[block].sum()), 1e-30) for block in self.blocks])
 
     def shares(self) -> np.ndarray:
         """What is left over of each channel, over its energy; `[channels]`."""
-        inverse = self.remaining.inverse
-        left = [np.trace(np.linalg.inv(inverse[np.ix_(block, block)])) if len(block) else 0.0 for block in self.blocks]
-        return np.asarray(np.array(left) / self.energies)
+        return np.array([self._share(block) for block in self.blocks])
+
+    def _share(self, block: np.ndarray) -> float:
+        energies = self.energies[block]
+        if not energies.any():
+            return 0.0
+        left = np.diag(np.linalg.inv(self.remaining.inverse[np.ix_(block, block)])) - RIDGE
+        return float(np.clip(left, 0, 1) @ energies / energies.sum())
