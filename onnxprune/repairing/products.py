@@ -99,9 +99,7 @@ def outputs_by_name(session: Session, feed: Arrays) -> Arrays:
 
 @dataclass(frozen=True)
 class Sides:
-    """
-    The sides of a product: their stack in the original, that of the pruned model, and its places in the former.
-    """
+    """The sides of a product: their stack in the original, that of the pruned model, and its places in the former."""
 
     sides: tuple[Side, Side]
     stack: tuple[int, ...]
