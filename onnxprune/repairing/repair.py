@@ -21,6 +21,7 @@ from onnx import ModelProto
 from onnxprune.choosing.plan import Plan
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration
+from onnxprune.repairing.answers import answer_steps
 from onnxprune.repairing.linear import linear_steps
 from onnxprune.repairing.logits import logits_steps
 from onnxprune.repairing.recurrent import recurrent_steps
@@ -84,6 +85,7 @@ def steps_of(couplings: Couplings, pruned: Set[Dim]) -> tuple[Step, ...]:
         *recurrent_steps(couplings),
         *standardized_steps(couplings),
         *logits_steps(couplings),
+        *answer_steps(couplings),
     )
     steps = sorted(every, key=lambda step: step.position)
     first = next((number for number, step in enumerate(steps) if not pruned.isdisjoint(step.reads)), len(steps))

@@ -8,13 +8,13 @@ import numpy as np
 
 from onnxprune.reading.observing import Session
 
-REPAIR_SAMPLES = 512
+REPAIR_SAMPLES = 1024
 """Samples that layers are refitted on, the first ones."""
 
 HELD_OUT = 5
 """One batch in so many is held out, to choose the penalty and to see whether the new weights are better."""
 
-ROWS_A_SAMPLE = 200
+ROWS_A_SAMPLE = 100
 """Positions of a sample that are taken at most, at random: neighbours in an image say much the same."""
 
 BATCH = 16
