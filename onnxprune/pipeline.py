@@ -15,7 +15,7 @@ from onnxprune.choosing.plan import Plan
 from onnxprune.choosing.targets import Bound, Limits
 from onnxprune.clock import Clock
 from onnxprune.coupling.couple import Couplings
-from onnxprune.errors import ModelError, UsageError
+from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.finishing import Made, finished
 from onnxprune.job import PruneResult, begin, read_with, session_for_pruning
 from onnxprune.judging.user_metrics import UserMetric
@@ -202,10 +202,12 @@ def apply(
     """
     Repeat the pruning that a plan describes, bit for bit, and check it like any other.
 
-    Arguments are those of `prune`; by default layers are refitted where the plan says that they were.
+    Arguments are those of `prune`; by default layers are refitted where the plan says that they were, which takes the
+    same data. Single weights and eight bits are not part of a plan.
 
     Raises:
         PlanError: the plan was made for another model.
+        DataError: layers are to be refitted, and there is no data.
     """
     clock = Clock(progress)
     with clock.stage("read and couple"):
@@ -214,6 +216,11 @@ def apply(
     options = Options(loss=loss, labels=labels, seed=seed, threads=threads)
     session = session_for_pruning(couplings, arrays, options)
     compensate = bool(plan.refitted) if compensate is None else compensate
+    if compensate and data is None:
+        raise DataError(
+            "Expected the data that layers were refitted on, found none: the plan names weights that got new numbers. "
+            "Pass --data, or --no-compensate for the plain slices."
+        )
     pruned = Pruner(session, Recipe(Limits(), compensate=compensate), clock).refitted(replace(plan, refitted=()))
     settings: Settings = {"criterion": "plan", "seed": seed, "compensate": compensate}
     done = Made(pruned)

@@ -8,7 +8,7 @@ Pruning one model to any number of targets: what is measured on the original ser
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -25,7 +25,8 @@ from onnxprune.ordering.criteria import CRITERIA
 from onnxprune.ordering.evidence import Evidence
 from onnxprune.probing.asking import Effort
 from onnxprune.probing.curves import SHARES, WidthCurves, curves_of
-from onnxprune.probing.losses import LossName, UserLoss
+from onnxprune.probing.losses import LossName, UserLoss, prepare_loss
+from onnxprune.probing.probe import loss_of
 from onnxprune.probing.sensitivities import Criterion, Sensitivities
 from onnxprune.reading.read import read
 from onnxprune.repairing.repair import repair
@@ -38,6 +39,9 @@ AGGRESSIVE = 0.4
 """Bounds below this share of the original take several rounds, if nothing is said."""
 
 ROUNDS = 3
+
+CURVE_SAMPLES = 4
+"""So many times the samples for a point of a curve as for a channel's score: it decides more."""
 
 
 @dataclass(frozen=True)
@@ -98,16 +102,28 @@ class Pruner:
             TargetError: they cannot be reached.
         """
         first, *steps = self._steps(targets)
-        if steps:
-            self._in_one_round(steps[-1])  # refuses what cannot be reached, before any work
+        if not steps:
+            return self._refitted(*self._in_one_round(first))
+        directly = self._refitted(*self._in_one_round(steps[-1]))  # refuses what cannot be reached, before more work
+        in_rounds = self._in_rounds(first, steps)
+        return min((one for one in (in_rounds, directly) if one is not None), key=self._loss)
+
+    def _in_rounds(self, first: Targets, steps: Sequence[Targets]) -> Pruned | None:
+        """The model pruned to one target after another; None if a smaller model's groups are others."""
         plan, model, scores = self._in_one_round(first)
         for step in steps:
             further = self._narrowed(self._refitted(plan, model, scores), step)
-            if further is None:  # the smaller model's groups are others: one round will do
-                return self._refitted(*self._in_one_round(steps[-1]))
+            if further is None:
+                return None
             plan, scores = further
             model = rewrite(self.couplings, plan)
         return self._refitted(plan, model, scores)
+
+    def _loss(self, pruned: Pruned) -> float:
+        """The distance of a model's outputs from the original's, on the samples that it was pruned with."""
+        session = self.session
+        loss = prepare_loss(self.couplings.graph, session.calibration, "distance", reference=session.outputs)
+        return loss_of(self.couplings, session.calibration, loss, model=pruned.model, threads=session.threads)
 
     def _in_one_round(self, targets: Targets) -> tuple[Plan, ModelProto, Sensitivities]:
         """The plan for these targets by what is known of the original, with its model and the scores that decided."""
@@ -193,7 +209,7 @@ class Pruner:
         if not self.measures_curves:
             return None
         with self._clock.stage("measure width curves"):
-            inquiry = evidence.inquiry(len(SHARES) * len(groups))
+            inquiry = evidence.inquiry(max(1, len(SHARES) * len(groups) // CURVE_SAMPLES))
             stand_in = StandIns(evidence.readings) if self.recipe.compensate else None
             return curves_of(inquiry, groups, scores, repair=stand_in)[0]
 
