@@ -89,10 +89,14 @@ class AnswersStep:
             rows.append(features.of(data))
             made.append(now.astype(np.float64))
             wanted.append(softmax(right.astype(np.float64)))
+        if len(made) < HELD_OUT:
+            return None
         held_out = np.concatenate([np.full(len(part), n % HELD_OUT == HELD_OUT - 1) for n, part in enumerate(made)])
-        constant = np.ones((len(held_out), 1))
-        inputs = np.concatenate([np.concatenate(rows), constant], axis=1, dtype=np.float64)
-        return Answers(inputs, np.concatenate(made), np.concatenate(wanted), held_out)
+        read, scored = np.concatenate(rows).astype(np.float64), np.concatenate(made)
+        if not differ_by_a_constant(scored, read @ as_matrix(weight.array, consumer)):
+            return None
+        inputs = np.concatenate([read, np.ones((len(read), 1))], axis=1)
+        return Answers(inputs, scored, np.concatenate(wanted), held_out)
 
 
 def answer_steps(couplings: Couplings) -> Iterator[AnswersStep]:
@@ -104,6 +108,12 @@ def answer_steps(couplings: Couplings) -> Iterator[AnswersStep]:
         ends = [scores] if not readers else [name for node, _ in readers for name in node.outputs]
         if ends == outputs and consumer.made_at == 1 and len(couplings.graph.shapes[scores]) == 2:
             yield AnswersStep(couplings, consumer)
+
+
+def differ_by_a_constant(scores: np.ndarray, products: np.ndarray) -> bool:
+    """Are the scores what the layer's products are, plus one number for each class?"""
+    rest = scores - products
+    return bool(np.ptp(rest, axis=0).max(initial=0) <= 1e-3 * max(float(np.abs(scores).max(initial=0)), 1e-30))
 
 
 def are_answers(scores: np.ndarray, output: np.ndarray, name: str) -> bool:
@@ -152,8 +162,6 @@ class Answers:
         `start` and None. The penalty is chosen on these rows; the weights are then fitted to all.
         """
         fitted, held_out = self.fitted, self.held_out
-        if not len(fitted.scores) or not len(held_out.scores):
-            return start, None
         changes = {penalty: fitted.change(penalty, constant_is_free=constant_is_free) for penalty in PENALTIES}
         found = {penalty: held_out.divergence(change) for penalty, change in changes.items()}
         chosen = min(found, key=lambda penalty: found[penalty])

@@ -89,6 +89,24 @@ def bias_effect(
     return effect if effect and np.allclose(grown, effect, rtol=1e-3, atol=1e-4) else None
 
 
+def output_effect(
+    node: NodeProto, model: ModelProto, consumer: Consumer, feeds: Mapping[int, np.ndarray], bias: np.ndarray
+) -> float:
+    """
+    1 where the node that adds the bias to a layer's output makes more of more of that output, -1 where it takes it off.
+
+    Arguments are those of `bias_effect`; there is one feed, the layer's output.
+    """
+    own = NodeProto()
+    own.CopyFrom(node)
+    ((number, found),) = feeds.items()
+    assert consumer.bias is not None
+    own.input[number], own.input[consumer.bias] = DATA, BIAS
+    session = session_of(own, model, consumer.element_type)
+    now, more = (session.run(None, {DATA: values, BIAS: bias})[0] for values in (found, found + np.ones_like(found)))
+    return float(np.sign(np.mean(more.astype(np.float64) - now)))
+
+
 def session_of(
     node: NodeProto, model: ModelProto, element_type: int, others: Mapping[str, int] | None = None
 ) -> Session:

@@ -16,7 +16,7 @@ from onnxprune.reading.graph import Graph
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.subgraphs import up_to
 from onnxprune.repairing.consumers import Consumer, consumers
-from onnxprune.repairing.layers import Features, as_matrix, as_rows, bias_effect, from_matrix
+from onnxprune.repairing.layers import Features, as_matrix, as_rows, bias_effect, from_matrix, output_effect
 from onnxprune.repairing.least_squares import NormalEquations, refitted
 from onnxprune.repairing.places import Place
 from onnxprune.repairing.rows import HELD_OUT, ROWS_A_SAMPLE, fed, samples_at_a_time
@@ -155,6 +155,8 @@ class Bias:
         feed = samples.at(samples.filled(next(samples.batches(2))))
         found = dict(zip(read, session.run(None, fed(session, feed)), strict=True))
         effect = bias_effect(place.node, model, consumer, found, place.array) if place.can_change else None
+        if effect is not None and not is_own:
+            effect *= output_effect(place.node, model, consumer, found, place.array)
         if effect is None:
             return None if is_own else cls(None, 0.0, is_own)
         return cls(place, effect, is_own)

@@ -75,6 +75,18 @@ def test_a_bias_is_moved_by_what_it_does(kind: str) -> None:
     np.testing.assert_allclose(grown, np.broadcast_to(by, grown.shape), rtol=1e-4, atol=1e-4)
 
 
+def test_where_the_layer_is_taken_off_its_bias_moves_the_other_way() -> None:
+    """So that what the layer makes would have grown by so much."""
+    couplings, consumer = last_layer(build(FLAT + "c = MatMul(a, w2[6,5])\n y = Sub(b2[5], c)"))
+    model, calibration = couplings.graph.model, gather(couplings.graph, None)
+    feed, by = calibration.at(np.arange(4)), np.arange(1.0, 6.0)
+    (before,) = session_for(model).run(None, feed)
+    bias = Bias.of(model, consumer, calibration)
+    assert bias is not None
+    bias.move(by)
+    np.testing.assert_allclose(session_for(model).run(None, feed)[0], before - by, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("last", ["y = Max(c, b2[5])", "y = Mul(c, b2[5])", "d = Add(c, b2[5])\n y = Mul(c, d)"])
 def test_what_is_no_bias_is_left_alone(last: str) -> None:
     """A constant that does something else than being added, or behind an output that others read too."""
