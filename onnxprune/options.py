@@ -78,6 +78,7 @@ class Options:
             raise UsageError("Expected weights to store sparsely, found none removed. Say how many: --weights 80%.")
         if self.sparse and self.quantize:
             raise UsageError("Expected sparse tensors or eight bits, found both. Leave out --sparse or --quantize.")
+        _ = self.targets, self.limits, self.removed_weights, self.allowed  # each refuses what means nothing
 
     @property
     def targets(self) -> Targets:

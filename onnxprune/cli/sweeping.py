@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import click
+
+from onnxprune.choosing.targets import amount
 from onnxprune.cli.results import contents_of
 from onnxprune.errors import UsageError
 from onnxprune.files import write_whole
@@ -14,19 +17,31 @@ from onnxprune.reporting.sweeping import plot, point_of, table_text
 
 def sweep_places(folder: Path, bounds: Sequence[str]) -> dict[str, Path]:
     """
-    Where each bound's model goes; the folder is made if it is not there.
+    Where each bound's model goes; the folder is made if it is not there, and goes again if the command leaves it empty.
 
     Raises:
-        UsageError: no bounds, or two of one name; the folder cannot be made.
+        UsageError: no bounds, one that means nothing, or two of one name; the folder cannot be made.
     """
+    for bound in bounds:
+        amount(bound, "macs")
     names = {bound: f"macs-{bound.removesuffix('%')}.onnx" for bound in bounds}
     if not bounds or len(set(names.values())) < len(bounds):
         raise UsageError(f"Expected bounds on the MACs, each once, found {', '.join(bounds) or 'none'}.")
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as failure:
         raise UsageError(f"Expected a folder to write to at {str(folder)!r}: {failure.strerror}.") from None
+    click.get_current_context().call_on_close(lambda: remove_empty(missing))
     return {bound: folder / name for bound, name in names.items()}
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, each within the next, as long as nothing is in them."""
+    for folder in folders:
+        if any(folder.iterdir()):
+            return
+        folder.rmdir()
 
 
 def write_sweep(results: Mapping[str, PruneResult], folder: Path, places: Mapping[str, Path]) -> None:
