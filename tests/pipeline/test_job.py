@@ -394,14 +394,18 @@ def test_a_sweep_may_be_judged() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"macs": ("50%", "half")}, "Expected for macs a share up to 100%"),
         ({"macs": ()}, r"Expected bounds to sweep over, found none\. Give some: --macs 70%,50%,30%\."),
         ({"max_drop": "1%"}, r"Expected options among confidence, .*, found 'max_drop'"),
         ({"size": "50%"}, "found 'size'"),
         ({"colour": "red"}, "found 'colour'"),
     ],
 )
-def test_a_sweep_refuses_what_means_nothing_in_it(options: dict[str, Any], message: str) -> None:
-    """How far to prune is what it sweeps over."""
+def test_a_sweep_refuses_what_means_nothing_in_it(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How far to prune is what it sweeps over; before any work."""
+    monkeypatch.setattr("onnxprune.pipeline.begin", lambda *given: pytest.fail("work was done"))
     with pytest.raises(UsageError, match=message):
         sweep(MLP, **options)
 
