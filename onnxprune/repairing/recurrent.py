@@ -6,14 +6,19 @@ problem. Which states, when those of the pruned layer depend on the weights? Fir
 stay; then twice the pruned layer's own under the weights found last, so that they answer to their own errors. Each
 direction keeps whichever weights bring its states closest to the original's on samples held out.
 
-Source: Ross, Gordon and Bagnell 2011, A Reduction of Imitation Learning and Structured Prediction to No-Regret Online
-Learning: learn on the states that the learner itself comes to.
+Where there are few weights, they are then fitted to the states themselves (`traces`), and there are more sequences to
+learn from than samples: the original says of any input what should come of it, so mixes of two will do.
+
+Sources: Ross, Gordon and Bagnell 2011, A Reduction of Imitation Learning and Structured Prediction to No-Regret Online
+Learning: learn on the states that the learner itself comes to; Zhang et al. 2018, mixup: Beyond Empirical Risk
+Minimization, for the mixes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from onnx import ModelProto
@@ -47,6 +52,9 @@ TRACE_SHARES = (1.0, 0.5, 0.25)
 
 TRACE_ROWS = 20
 """Rows for each weight of a unit that it is found from, about."""
+
+MIXES = 2
+"""So many more batches are learned from for each, of sequences mixed two by two, where there are few weights."""
 
 REMEMBERED = 2**26
 """Numbers that are held in memory at most, give or take a batch."""
@@ -93,7 +101,10 @@ class RecurrentStep:
             kept_positions(self.rows, kept),
             kept_positions(self.units, kept),
         )
-        passages = tuple(remembered(passages_of(teacher, stored, model, samples, threads or 1)))
+        mixes = MIXES if all(is_small(weights, self.fact) for weights in stored.directions()) else 0
+        sources = (None, *(np.random.default_rng(number) for number in range(mixes)))
+        batches = (passages_of(teacher, stored, model, samples, threads or 1, mixing) for mixing in sources)
+        passages = tuple(remembered(chain.from_iterable(batches)))
         if {passage.held_out for passage in passages} != {True, False}:
             return
         yield refit(Student(Cell(stored, model, self.fact), self.fact, passages), stored, model)
@@ -190,9 +201,14 @@ def firsts(feed: Mapping[int, np.ndarray], fact: Recurrence, like: np.ndarray) -
 
 
 def passages_of(
-    teacher: Teacher, stored: Stored, model: ModelProto, samples: Calibration, threads: int
+    teacher: Teacher,
+    stored: Stored,
+    model: ModelProto,
+    samples: Calibration,
+    threads: int,
+    mixing: np.random.Generator | None = None,
 ) -> Iterator[Passage]:
-    """Batch by batch, what the layer reads in the model as it is now, and what is wanted of it."""
+    """Batch by batch, what the layer reads in the model as it is now, or mixes of it, and what is wanted of it."""
     numbers = read_besides_weights(teacher.fact)
     names = tuple([node.input[number] for number in numbers] for node in (teacher.node, stored.node))
     models = zip((teacher.model, model), names, strict=True)
@@ -204,7 +220,22 @@ def passages_of(
             dict(zip(numbers, run(session, read, feed), strict=True))
             for session, read in zip(sessions, names, strict=True)
         )
-        yield teacher.passage(before, now, held_out=number % HELD_OUT == HELD_OUT - 1)
+        held_out = number % HELD_OUT == HELD_OUT - 1
+        if mixing is None:
+            yield teacher.passage(before, now, held_out=held_out)
+        elif not held_out:
+            sequences = before[teacher.fact.x].shape[1]
+            order, share = mixing.permutation(sequences), 1 - mixing.random((sequences,)) / 2
+            pair = (mixed(one, teacher.fact, order, share) for one in (before, now))
+            yield teacher.passage(*pair, held_out=False)
+
+
+def mixed(
+    feed: Mapping[int, np.ndarray], fact: Recurrence, order: np.ndarray, share: np.ndarray
+) -> dict[int, np.ndarray]:
+    """The inputs of a layer, each sequence mixed with another of the batch, of which it keeps a share."""
+    x, parts = feed[fact.x], share[:, None].astype(feed[fact.x].dtype)
+    return {**feed, fact.x: parts * x + (1 - parts) * x[:, order]}
 
 
 def read_besides_weights(fact: Recurrence) -> tuple[int, ...]:
@@ -307,19 +338,23 @@ def refit(student: Student, stored: Stored, model: ModelProto) -> Refit:
         ]
         directions = tuple(weights for weights, _ in learned)
         best.offer(learned)
-    if best.penalties:
+    if best.penalties and all(is_small(weights, student.fact) for weights in best.weights):
         trace(student, best, OneStep(stored, model, student.fact))
     before, after = (float(errors[:, 0].sum() / max(errors[:, 1].sum(), 1e-30)) for errors in (best.first, best.errors))
     constants = stored.put(best.weights) if best.penalties else ()
     return Refit(Repaired(stored.node.name, before, after, max(best.penalties.values(), default=None)), constants)
 
 
+def is_small(weights: Weights, fact: Recurrence) -> bool:
+    """Are there few enough weights for equations of all those of each unit?"""
+    inputs, units = weights.of_input.shape[1], weights.of_state.shape[1]
+    return bool(units * (fact.gates * (inputs + units + 1)) ** 2 <= JOINT)
+
+
 def trace(student: Student, best: Best, step: OneStep) -> None:
-    """Bring the states closer, as far as equations of all weights of a unit are small enough."""
+    """Bring the states closer by steps of all weights of each unit at once."""
     for _ in range(TRACE_PASSES):
         traces = [Traces(step, student.fact, number, weights) for number, weights in enumerate(best.weights)]
-        if any(one.units * one.features**2 > JOINT for one in traces):
-            return
         equations = [student.equations(best.weights, one) for one in traces]
         solved: dict[int, tuple[float, float]] = {}
         for penalty in TRACE_PENALTIES:

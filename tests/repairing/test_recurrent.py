@@ -111,6 +111,16 @@ def test_long_sequences_are_learned_from_in_part(monkeypatch: pytest.MonkeyPatch
     assert refit.layer.after < refit.layer.before
 
 
+def test_mixes_of_sequences_keep_a_share_of_each() -> None:
+    """All of it, or half of both; what else the layer reads is as it was."""
+    (step,) = recurrent_steps(couple(read(network("LSTM", given="bias start"))))
+    x = np.random.default_rng(0).standard_normal((7, 2, 5))
+    feed = {step.fact.x: x, 5: np.ones((1, 2, UNITS))}
+    found = recurrent.mixed(feed, step.fact, np.array([1, 0]), np.array([1.0, 0.5]))
+    np.testing.assert_array_equal(found[step.fact.x], np.stack([x[:, 0], (x[:, 0] + x[:, 1]) / 2], 1))
+    assert found[5] is feed[5]
+
+
 @pytest.mark.parametrize(
     ("kind", "attributes", "inputs"),
     [
