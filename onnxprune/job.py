@@ -90,7 +90,7 @@ class Job:
             OnnxPruneError: a target cannot be reached, too much may be lost, or the model fails its check.
         """
         found, judgement = self._within_drop() if self.searches else self._to_targets()
-        notes = (*self.notes, *self.pruner.notes)
+        notes = tuple(dict.fromkeys((*self.notes, *self.pruner.notes)))
         report = finished(self.session, found, self._settings(found.pruned), notes, self.clock, judgement)
         couplings = self.session.couplings
         return PruneResult(found.model, found.plan, report, found.pruned.scores, couplings)

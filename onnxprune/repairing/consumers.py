@@ -8,6 +8,7 @@ Such a layer is linear in its weight, so the best weight for given inputs and wa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from onnxprune.reading.graph import PRECISE_TYPES, Node
 from onnxprune.rules.axes import Axis
 from onnxprune.rules.facts import AllOf, Contracted, Zero
 from onnxprune.rules.operation import Op, Tensor
+
+MOST_FEATURES = 8192
+"""Layers of more features than that are left as they are: their normal equations would take gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,8 @@ def consumer_at(op: Op, fact: Contracted, couplings: Couplings) -> Iterator[Cons
     if len(summed) != 1 or len(made) != 1 or len(rest) > 1 or len(kinds) != 1 or not kinds <= PRECISE_TYPES:
         return
     ((along, at),) = made
+    if math.prod(axis.size for number, axis in enumerate(axes(weight)) if number != along) > MOST_FEATURES:
+        return
     bias_node, bias = (op.node, rest[0]) if rest else added_bias(output, at, couplings) or (op.node, None)
     element_type = graph.element_types[fact.tensor.name]
     yield Consumer(op.node, data, weights[0], summed[0], summed_type, along, at, bias_node, bias, element_type)
