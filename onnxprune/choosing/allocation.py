@@ -26,6 +26,9 @@ SMALLEST_GAIN = 1e-9
 
 MOST_TRADES = 2000
 
+MOST_OFFERED = 48
+"""Widths of a group that narrowing steps through; trades and the end have all of them."""
+
 ROUNDING = 1e-12
 """Of a cost, as a share of its bound: far less than one multiplication or number of any model."""
 
@@ -137,29 +140,27 @@ class Allocation:
         return float(sum(losses[width] for losses, width in zip(self.losses, widths, strict=True)))
 
     def _narrowed(self, widths: np.ndarray) -> np.ndarray | None:
-        """Step by step the group that loses least for what it saves, until the bounds hold."""
+        """Step by step the group that loses least for what it saves, until the bounds hold; in steps of some size."""
+        offered = [thinned(allowed) for allowed in self.allowed]
         while (excess := self._excess(widths)) > 0:
             along = [cost.along(widths) for cost in self.costs]
-            rates = []
+            best, found = np.inf, None
             for group, width in enumerate(widths):
-                for narrow in self._narrower(group, width):
-                    left = over(self.costs, [values(one[:, group], narrow / width) for one in along])
-                    rates.append((self._rate(group, width, narrow, excess - max(float(left), 0.0)), group, narrow))
-            rate, group, narrow = min(rates, default=(np.inf, 0, 0))
-            if rate == np.inf:
+                narrower = offered[group][offered[group] < width]
+                left = over(self.costs, [values(one[:, group], narrower / width) for one in along])
+                rates = self._rates(group, width, narrower, excess - left)
+                if rates.size and rates.min() < best:
+                    best, found = rates.min(), (group, int(narrower[rates.argmin()]))
+            if found is None:
                 return None
-            widths = replaced(widths, group, narrow)
+            widths = replaced(widths, *found)
         return widths
 
-    def _narrower(self, group: int, width: int) -> np.ndarray:
-        """A few narrower widths of the group: the next ones, and fewer and fewer far away."""
-        below = self.allowed[group][self.allowed[group] < width][::-1]
-        return below[np.unique(np.geomspace(1, len(below), 8).round().astype(int)) - 1] if len(below) else below
-
-    def _rate(self, group: int, width: int, narrow: int, saved: float) -> float:
-        """Loss for each unit of excess that goes with the step."""
-        lost = self.losses[group][narrow] - self.losses[group][width]
-        return float(lost / saved) if saved > SMALLEST_GAIN else np.inf
+    def _rates(self, group: int, width: int, narrower: np.ndarray, saved: np.ndarray) -> np.ndarray:
+        """Loss for each unit of excess that goes with each narrower width; infinity where none goes."""
+        lost = self.losses[group][narrower] - self.losses[group][width]
+        saves = np.broadcast_to(saved > SMALLEST_GAIN, lost.shape)
+        return np.asarray(np.divide(lost, saved, out=np.full(lost.shape, np.inf), where=saves))
 
     def _excess(self, widths: np.ndarray) -> float:
         return float(over(self.costs, [cost.at(widths) for cost in self.costs]))
@@ -220,6 +221,12 @@ def over(costs: Sequence[Cost], found: Sequence[np.ndarray | float]) -> np.ndarr
 def values(polynomial: np.ndarray, at: np.ndarray | float) -> np.ndarray:
     """A polynomial `[degree + 1]` at these points."""
     return np.asarray(polyval(at, polynomial))
+
+
+def thinned(widths: np.ndarray) -> np.ndarray:
+    """At most so many of the widths, the first and the last among them."""
+    places = np.linspace(0, len(widths) - 1, min(len(widths), MOST_OFFERED)).round().astype(int)
+    return np.asarray(widths[np.unique(places)])
 
 
 def replaced(widths: np.ndarray, group: int, width: int) -> np.ndarray:
