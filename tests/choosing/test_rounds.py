@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -11,9 +12,14 @@ from onnx import ModelProto
 from onnxprune.choosing.choose import choose
 from onnxprune.choosing.plan import Plan, plan_of, plan_of_both, same_groups
 from onnxprune.choosing.targets import Targets
-from onnxprune.coupling.couple import Couplings, couple
+from onnxprune.coupling.couple import Couplings, Group, couple
+from onnxprune.errors import TargetError
+from onnxprune.ordering.criteria import CRITERIA, Rank, Ranking
+from onnxprune.ordering.evidence import Evidence
 from onnxprune.pipeline import PruneResult, prune
 from onnxprune.probing.calibration import gather
+from onnxprune.probing.losses import prepare_loss
+from onnxprune.probing.probe import loss_of
 from onnxprune.reading.read import read
 from onnxprune.rewriting.rewrite import rewrite
 from onnxprune.verifying.verify import verify
@@ -148,10 +154,47 @@ def test_rounds_end_within_every_bound(name: str, macs: float) -> None:
     assert verify(couplings, result.plan, result.model, gather(couplings.graph, digits(name, 16))).passed
 
 
-def test_rounds_choose_anew() -> None:
-    """What is measured on the smaller model decides on the rest."""
-    once, often = (in_rounds("mlp_sklearn", 0.1, rounds) for rounds in (1, 2))
-    assert once.plan != often.plan
+def test_rounds_keep_to_limits() -> None:
+    """Groups that are left out stay whole, widths keep to multiples, in the last round as in the first."""
+    name = "mlp_sklearn"
+    limits = {"only": "MatMul", "multiple_of": 5, "min_channels": 8}
+    for rounds in (1, 2, 3):
+        options = {"criterion": "obs", "rounds": rounds, "jobs": 1, "probe_samples": 4}
+        plan = prune(model_path(name), digits(name, 64), macs=0.3, **options, **limits).plan
+        assert [len(group.kept) for group in plan.groups] == [15, 32]
+
+
+def test_rounds_refuse_what_cannot_be_reached_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last bound is looked at first."""
+    monkeypatch.setattr("onnxprune.pruner.repair", lambda *given, **options: pytest.fail("layers were refitted"))
+    with pytest.raises(TargetError, match="the least reachable is"):
+        prune(model_path("mlp_sklearn"), digits("mlp_sklearn", 64), macs=0.001, criterion="obs", rounds=3, jobs=1)
+
+
+def test_rounds_score_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the smaller model, which has as many channels as were left."""
+    sizes: list[int] = []
+
+    def observed(evidence: Evidence, groups: Sequence[Group], rank: Rank = CRITERIA["obs"]) -> Ranking:
+        sizes.append(sum(group.size for group in groups))
+        return rank(evidence, groups)
+
+    monkeypatch.setitem(CRITERIA, "obs", observed)
+    arrays = digits("mlp_sklearn", 64)
+    prune(model_path("mlp_sklearn"), arrays, macs=0.1, criterion="obs", rounds=3, probe_samples=4, jobs=1)
+    assert len(sizes) == 3
+    assert sizes[0] == 96 > sizes[1] > sizes[2]
+
+
+@pytest.mark.parametrize(("name", "macs"), [("mlp_torch", 0.3), ("mlp_sklearn", 0.1), ("gru_torch", 0.3)])
+def test_rounds_lose_no_more_than_one(name: str, macs: float) -> None:
+    """By the distance from the original's answers on the samples that they are pruned with."""
+    calibration = gather(bundled(name).graph, digits(name, 64))
+    distance = prepare_loss(bundled(name).graph, calibration)
+    once, often = (
+        loss_of(bundled(name), calibration, distance, model=in_rounds(name, macs, rounds).model) for rounds in (1, 2)
+    )
+    assert often <= once * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("macs", [0.5, 0.3, 0.1])
