@@ -264,7 +264,7 @@ def test_zeros_are_in_the_verdict_and_in_the_plan(options: dict[str, Any], tmp_p
 @pytest.mark.parametrize(("params", "weights"), [("50%", "50%"), ("30%", "50%"), ("20%", "80%"), (40_000, "30%")])
 def test_a_bound_on_parameters_counts_what_is_not_zero(params: str | int, weights: str) -> None:
     """Channels and single weights share it; both go."""
-    result = with_weights(params=params, weights=weights)
+    result = with_weights(params=params, weights=weights, criterion="magnitude")
     whole = sum(array.size for array in floats(onnx.load(MLP)).values())
     bound = params if isinstance(params, int) else whole * float(params[:-1]) / 100
     left = sum(int(np.count_nonzero(array)) for array in floats(result.model).values())
