@@ -17,6 +17,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 from onnxprune.errors import ModelError
 from onnxprune.reading.graph import Graph, Shape, constant_tensor, constants_of, nodes_of, ports_of
 from onnxprune.reading.observing import observe_first
+from onnxprune.reading.sparse import densified
 
 Model = str | os.PathLike[str] | bytes | ModelProto
 
@@ -83,7 +84,7 @@ def load(model: Model) -> ModelFile:
         load_external(tensor, path)
         digest.update(tensor.raw_data)
         size += len(tensor.raw_data)
-    return ModelFile(proto, path, digest.hexdigest(), size)
+    return ModelFile(densified(proto), path, digest.hexdigest(), size)
 
 
 def raw_bytes(model: Model) -> tuple[Path | None, bytes]:

@@ -73,11 +73,3 @@ def sparse_form(tensor: TensorProto) -> SparseTensorProto:
     values.data_type = tensor.data_type
     copy_fields(tensor, values, skip=set(TensorProto.DESCRIPTOR.fields_by_name) - {"doc_string", "metadata_props"})
     return SparseTensorProto(values=values, indices=numpy_helper.from_array(places), dims=tensor.dims)
-
-
-def dense_form(sparse: SparseTensorProto) -> np.ndarray:
-    """The numbers with their zeros."""
-    values = np.array(numpy_helper.to_array(sparse.values))
-    numbers = np.zeros(int(np.prod(sparse.dims, dtype=np.int64)), values.dtype)
-    numbers[numpy_helper.to_array(sparse.indices)] = values
-    return numbers.reshape(tuple(sparse.dims))

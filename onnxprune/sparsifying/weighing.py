@@ -13,7 +13,8 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune.reading.graph import constants_of
-from onnxprune.sparsifying.sparse_form import as_sparse, dense_form
+from onnxprune.reading.sparse import dense_form
+from onnxprune.sparsifying.sparse_form import as_sparse
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from onnxprune.errors import ModelError
 from onnxprune.reading.read import read
@@ -170,3 +170,21 @@ def test_an_input_that_is_no_tensor() -> None:
     model.graph.input.append(helper.make_value_info("xs", helper.make_sequence_type_proto(element)))
     with pytest.raises(ModelError, match="Expected tensors as inputs, found input 'xs' of another kind"):
         read(model)
+
+
+@pytest.mark.parametrize("by_axis", [False, True])
+def test_sparse_weights_are_read_as_dense_ones(by_axis: bool) -> None:
+    """Wherever their places are counted; the model given keeps them as they are."""
+    model = build("h = Gemm(x[N,4], w1[4,6])\n a = Relu(h)\n y = Gemm(a, w2[6,3])")
+    dense = read(model)
+    tensor = next(one for one in model.graph.initializer if one.name == "w1")
+    numbers = np.array(numpy_helper.to_array(tensor))
+    places = np.argwhere(numbers) if by_axis else np.flatnonzero(numbers)
+    values = numpy_helper.from_array(numbers[numbers != 0], "w1")
+    sparse = onnx.SparseTensorProto(values=values, indices=numpy_helper.from_array(places), dims=tensor.dims)
+    model.graph.initializer.remove(tensor)
+    model.graph.sparse_initializer.append(sparse)
+    found = read(model)
+    assert len(model.graph.sparse_initializer) == 1
+    assert found.constants.keys() == dense.constants.keys()
+    np.testing.assert_array_equal(found.constants["w1"].array(), dense.constants["w1"].array())

@@ -13,10 +13,11 @@ from onnxprune.coupling.couple import couple
 from onnxprune.probing.calibration import gather
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.read import read
+from onnxprune.reading.sparse import dense_form
 from onnxprune.repairing.places import tensor_named
 from onnxprune.sparsifying import sparse_form
 from onnxprune.sparsifying.checking import check_sparsity
-from onnxprune.sparsifying.sparse_form import as_sparse, dense_form
+from onnxprune.sparsifying.sparse_form import as_sparse
 from onnxprune.sparsifying.sparsify import Sparsified, sparsify
 from onnxprune.sparsifying.weighing import weights_report
 from tests.bundled import bundled, digits
