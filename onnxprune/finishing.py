@@ -192,7 +192,7 @@ def finished(
         quantized=eight_bits,
         judgement=judgement,
         verdict=verdict,
-        notes=(*notes, *notes_on(session, plan, made.pruned.scores)),
+        notes=(*notes, *notes_on(session, plan, made.pruned.scores, thinned=made.thinned is not None)),
         seconds=clock.seconds,
     )
 

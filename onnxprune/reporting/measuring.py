@@ -57,8 +57,8 @@ def open_session(
     return Session(couplings, calibration, outputs, judged_by, threads)
 
 
-def notes_on(session: Session, plan: Plan, scores: Sensitivities | None) -> Iterator[str]:
-    """What a user should know of a run besides its figures."""
+def notes_on(session: Session, plan: Plan, scores: Sensitivities | None, *, thinned: bool) -> Iterator[str]:
+    """What a user should know of a run besides its figures; `thinned` says that single weights went."""
     labels, judge = session.calibration.labels, session.judged_by
     if session.calibration.synthetic and scores is not None and scores.criterion == "sensitivity":
         yield "No calibration data: scores and checks use random inputs, so expect to lose more accuracy. Pass data."
@@ -69,7 +69,7 @@ def notes_on(session: Session, plan: Plan, scores: Sensitivities | None) -> Iter
             f"The labels ({labels.dtype} {list(labels.shape)}) are not used: "
             "they are not integers, one class number per sample, that fit an output."
         )
-    if not plan.removed:
+    if not plan.removed and not thinned:
         yield "Nothing was removed: the targets hold already."
 
 
