@@ -95,7 +95,7 @@ def thinned(made: Made, further: Further, weights: Sparsity, session: Session, c
     dense = made.model
     couplings = couple(read(dense, input_shapes=session.couplings.graph.input_shapes))
     if further.numbers_left is not None and weights.pattern is None:
-        weights = Sparsity(share_to_go(dense, couplings, further.numbers_left))
+        weights = Sparsity(max(weights.share, share_to_go(dense, couplings, further.numbers_left)))
     synthetic = session.calibration.synthetic
     found = sparsify(
         couplings,
@@ -191,6 +191,7 @@ def finished(
         weights=zeros,
         quantized=eight_bits,
         judgement=judgement,
+        bytes=made.model.ByteSize(),
         verdict=verdict,
         notes=(*notes, *notes_on(session, plan, made.pruned.scores, thinned=made.thinned is not None)),
         seconds=clock.seconds,

@@ -12,6 +12,7 @@ from onnxprune.choosing.choose import AllocationName
 from onnxprune.choosing.targets import Bound, Limits, Targets
 from onnxprune.errors import UsageError
 from onnxprune.judging.allowance import Allowance, allowance
+from onnxprune.judging.metrics import check_metric
 from onnxprune.judging.user_metrics import UserMetric
 from onnxprune.ordering.criteria import check_criterion
 from onnxprune.probing.asking import Effort
@@ -70,6 +71,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.criterion is not None:
             check_criterion(self.criterion)
+        check_metric(self.metric)
         if self.rounds is not None and self.rounds < 1:
             raise UsageError(f"Expected rounds of 1 or more, found {self.rounds}.")
         if self.quantize not in (None, "int8"):

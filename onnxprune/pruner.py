@@ -127,10 +127,9 @@ class Pruner:
 
     def _in_one_round(self, targets: Targets) -> tuple[Plan, ModelProto, Sensitivities]:
         """The plan for these targets by what is known of the original, with its model and the scores that decided."""
+        orders = self.orders
         with self._clock.stage("choose and rewrite"):
-            plan, scores, model = planned(
-                self.couplings, self.orders, targets, self.recipe.limits, self.recipe.allocation
-            )
+            plan, scores, model = planned(self.couplings, orders, targets, self.recipe.limits, self.recipe.allocation)
         return plan, model, scores
 
     def _narrowed(self, pruned: Pruned, targets: Targets) -> tuple[Plan, Sensitivities] | None:

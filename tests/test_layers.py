@@ -13,10 +13,11 @@ import onnxprune
 
 ROOT = Path(onnxprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-STAGES = (
-    *("errors", "files", "reading", "rules", "coupling", "probing", "choosing", "rewriting", "repairing"),
-    "ordering",
-    *("verifying", "judging", "sparsifying", "quantizing", "reporting", "clock", "pruner", "finishing", "options", "job", "pipeline", "cli", "__main__"),
+STAGES = tuple(
+    """
+    errors files reading rules coupling probing choosing rewriting repairing ordering verifying judging
+    sparsifying quantizing reporting clock pruner finishing options job pipeline cli __main__
+    """.split()
 )
 
 BUILDERS = {

@@ -134,6 +134,20 @@ def prepare_metric(
     return checked(made(Known(original, labels), requested))
 
 
+def check_metric(requested: str | UserMetric | None) -> None:
+    """
+    Refuse a name that no metric has; whether a function is there is seen when it is needed.
+
+    Raises:
+        UsageError: see above.
+    """
+    if not isinstance(requested, str) or ":" in requested or requested in METRICS:
+        return
+    if not re.fullmatch(r"top-([1-9]\d*)", requested):
+        names = ", ".join((*METRICS, "top-5 or any other number"))
+        raise UsageError(f"Expected a metric among {names}, or MODULE:FUNCTION, found {requested!r}.")
+
+
 def made(known: Known, requested: str | UserMetric | None) -> Metric:
     """The metric of that name."""
     if callable(requested):
@@ -145,10 +159,8 @@ def made(known: Known, requested: str | UserMetric | None) -> Metric:
         return among_first(int(first[1]), known)
     if requested in METRICS:
         return METRICS[requested](known)
-    if ":" in requested:
-        return users(requested, load_metric(requested), known)
-    names = ", ".join((*METRICS, "top-5 or any other number"))
-    raise UsageError(f"Expected a metric among {names}, or MODULE:FUNCTION, found {requested!r}.")
+    check_metric(requested)
+    return users(requested, load_metric(requested), known)
 
 
 def usual(known: Known) -> str:

@@ -74,7 +74,8 @@ class Report:
     left alone with the reason, `refitted` what became of each layer that was to be refitted, `seconds` the time of each
     stage. `distance` is the relative distance of the outputs from the original's. `loss_name` names the loss in the
     figures. `pruned` are the figures once channels are gone; `weights` and `quantized` those of the steps after that,
-    if there are any. `judgement` is what the model does on samples that pruning did not use.
+    if there are any. `judgement` is what the model does on samples that pruning did not use, `bytes`
+    the size of the model as shipped.
     """
 
     format: Literal["onnxprune-report"]
@@ -91,6 +92,7 @@ class Report:
     weights: WeightsFigures | None
     quantized: QuantizedFigures | None
     judgement: Judgement | None
+    bytes: int
     verdict: Verdict
     notes: tuple[str, ...]
     seconds: Mapping[str, float]

@@ -39,7 +39,7 @@ def point_of(bound: str, report: Report) -> Point:
         bound=bound,
         macs=report.pruned.macs / max(report.original.macs, 1),
         params=report.pruned.params / max(report.original.params, 1),
-        bytes=(report.quantized.figures if report.quantized else report.pruned).bytes,
+        bytes=report.bytes,
         latency_ms=(report.quantized or report).latency.milliseconds[-1],
         latency_ratio=(report.quantized or report).latency.ratio,
         metric=metric,

@@ -277,3 +277,8 @@ def test_a_confidence_is_checked_where_nothing_is_judged(option: str, refused: R
     """A slip of the pen is a slip of the pen."""
     message = refused(f"model.onnx out.onnx --criterion random --macs 50% {option}", code=2)
     assert message.startswith("Expected for confidence a share above 50% and below 100% such as 95% or 0.95, found ")
+
+
+def test_a_metric_is_checked_where_nothing_is_judged(refused: Refused) -> None:
+    """A slip of the pen is a slip of the pen."""
+    refused("model.onnx out.onnx --criterion random --macs 50% --metric charm", code=2)

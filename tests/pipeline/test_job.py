@@ -23,6 +23,7 @@ from onnxprune.ordering.criteria import CRITERIA
 from onnxprune.pipeline import prune, sweep
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.read import read
+from onnxprune.reporting.sweeping import point_of
 from onnxprune.sparsifying.checking import NAME as ZEROS_CHECK
 from onnxprune.verifying.verify import verify
 from tests.bundled import FIXTURES, bundled, digits, model_path
@@ -456,3 +457,14 @@ def kept(results: Sequence[PruneResult]) -> list[int]:
 def test_bounds_of_a_sweep_come_in_any_order() -> None:
     """Each has its own model."""
     assert kept(sweep(MLP, macs=("50%", "90%", "70%"), criterion="random")) == [64, 115, 89]
+
+
+def test_weights_alone_are_not_nothing() -> None:
+    """A model that lost weights lost something."""
+    assert with_weights(weights="50%", criterion="magnitude").report.notes == ()
+
+
+def test_points_count_the_bytes_of_the_file() -> None:
+    """With sparse tensors too."""
+    (one,) = sweep(MLP, digits("mlp_torch", 64), macs=("60%",), criterion="magnitude", weights="90%", sparse=True)
+    assert point_of("60%", one.report).bytes == one.model.ByteSize()

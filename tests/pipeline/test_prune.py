@@ -180,7 +180,7 @@ def test_the_report_is_complete() -> None:
     report = json.loads(result.report.to_json())
     assert report.keys() == {
         "format", "version", "settings", "loss_name", "original", "pruned", "latency", "distance", "groups", "skipped",
-        "refitted", "weights", "quantized", "judgement", "verdict", "notes", "seconds",
+        "refitted", "weights", "quantized", "judgement", "bytes", "verdict", "notes", "seconds",
     }  # fmt: skip
     assert (report["format"], report["version"]) == ("onnxprune-report", 1)
     assert report["settings"] == {
