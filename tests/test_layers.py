@@ -13,12 +13,10 @@ import onnxprune
 
 ROOT = Path(onnxprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-STAGES = tuple(
-    """
-    errors files reading rules coupling probing choosing rewriting repairing ordering verifying judging
-    sparsifying quantizing reporting clock pruner finishing options job pipeline cli __main__
-    """.split()
-)
+FIRST_STAGES = ("errors", "files", "reading", "rules", "coupling", "probing", "choosing", "rewriting", "repairing")
+LATER_STAGES = ("ordering", "verifying", "judging", "sparsifying", "quantizing", "reporting")
+WHOLE_RUNS = ("clock", "pruner", "finishing", "options", "job", "pipeline", "cli", "__main__")
+STAGES = (*FIRST_STAGES, *LATER_STAGES, *WHOLE_RUNS)
 
 BUILDERS = {
     "reading/graph.py": "Constant nodes hold weights",
