@@ -124,7 +124,7 @@ def prune(
             losses, measured at several widths of each group after its readers were refitted; "global": channels go by
             loss per cost, for criteria that are losses; "uniform": evenly.
         rounds: how often to score, choose and refit on the way to the bounds, 1 or more; each round removes the same
-            share of what is left. Default: 3 for bounds below 40 %, else 1.
+            share of what is left. Default: 3 for bounds below 40 %, else 1, as in a search for `max_drop`.
         compensate: refit the layers behind what was pruned by least squares on the data, from their new inputs to the
             original's outputs; then the model before that equals the zeroed original, and only these weights differ.
             Default: where there is data.

@@ -17,7 +17,10 @@ import pytest
 from tests.bundled import data_path, model_path
 
 PROGRAM = [sys.executable, "-c", "from onnxprune.cli import main; main()"]
-RESNET = [str(model_path("resnet_torchscript")), "out.onnx", "--data", str(data_path("resnet_torchscript"))]
+RESNET = [
+    *(str(model_path("resnet_torchscript")), "out.onnx", "--data", str(data_path("resnet_torchscript"))),
+    *("--macs", "70%", "--criterion", "sensitivity", "--allocation", "global", "--no-compensate"),
+]
 
 CHANNELS_MEASURED = r" [1-9]\d*/\d+"
 """What the bar says in the middle of probing."""

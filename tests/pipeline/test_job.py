@@ -209,19 +209,19 @@ def test_a_metric_is_a_function_or_its_name(tmp_path: Path, monkeypatch: pytest.
     """Both judge alike, each sample by itself."""
     monkeypatch.chdir(tmp_path)
     code = "def kept(outputs, labels):\n    return outputs['probabilities'][range(len(labels)), labels]\n"
-    Path("metrics_of_mine.py").write_text(code)
+    Path("a_metric_of_mine.py").write_text(code)
 
     def kept(outputs: Any, labels: Any) -> Any:
         return outputs["probabilities"][range(len(labels)), labels]
 
     named, given = (
         prune(MLP, data(), macs="50%", max_drop="10%", metric=metric, **QUICK).report.judgement
-        for metric in ("metrics_of_mine:kept", kept)
+        for metric in ("a_metric_of_mine:kept", kept)
     )
     assert named is not None
     assert given is not None
     assert (named.original, named.pruned, named.drop) == (given.original, given.pruned, given.drop)
-    assert named.metric == "metrics_of_mine:kept"
+    assert named.metric == "a_metric_of_mine:kept"
 
 
 # Weights

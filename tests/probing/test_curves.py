@@ -138,11 +138,11 @@ def test_channels_whose_removal_would_lower_the_loss_matter_too() -> None:
     assert one == other
 
 
-def test_widths_run_from_all_channels_to_a_twentieth() -> None:
-    """Nine widths, widest first, each less than the one before."""
+def test_widths_run_from_all_channels_to_one() -> None:
+    """Ten widths, widest first, each less than the one before."""
     (curve,) = curves_of(bundled("mlp_keras"), by_magnitude("mlp_keras"), "mlp_keras").groups
     assert curve.size == 128
-    assert curve.widths == (128, 115, 102, 83, 64, 45, 26, 13, 6)
+    assert curve.widths == (128, 115, 102, 83, 64, 45, 26, 13, 6, 1)
     assert len(curve.losses) == len(curve.stderr) == len(SHARES) == 10
 
 

@@ -109,7 +109,9 @@ def test_samples_count_alike_in_any_batch(kind: str) -> None:
     else:
         plain = MODELS["dynamic"]
     data = samples_for(kind) | {"labels": np.arange(SAMPLES) % 3}
-    one, other = (prune(model, data, loss="cross-entropy", ratio=0.5) for model in (MODELS[kind], plain))
+    one, other = (
+        prune(model, data, criterion="sensitivity", loss="cross-entropy", ratio=0.5) for model in (MODELS[kind], plain)
+    )
     np.testing.assert_allclose(one.scores.groups[0].scores, other.scores.groups[0].scores, rtol=1e-4, atol=1e-6)
     assert one.report.original.loss == pytest.approx(other.report.original.loss, rel=1e-5)
     assert one.report.pruned.accuracy == other.report.pruned.accuracy
@@ -154,8 +156,9 @@ def test_half_precision_is_probed_and_pruned() -> None:
     model = half(onnx.load(model_path("mlp_torch")))
     arrays = digits("mlp_torch", 32)
     arrays = {"x": arrays["x"].astype(np.float16), "labels": arrays["labels"]}
-    result = prune(model, arrays, loss="cross-entropy", macs="60%")
-    precise = prune(model_path("mlp_torch"), digits("mlp_torch", 32), loss="cross-entropy", macs="60%")
+    asked = {"criterion": "sensitivity", "loss": "cross-entropy", "macs": "60%"}
+    result = prune(model, arrays, **asked)
+    precise = prune(model_path("mlp_torch"), digits("mlp_torch", 32), **asked)
     agreement = np.corrcoef(result.scores.groups[0].scores, precise.scores.groups[0].scores)[0, 1]
     assert result.report.verdict.passed
     assert agreement > 0.999
@@ -195,14 +198,15 @@ def test_tokens_out_of_the_vocabulary_are_refused() -> None:
         prune(TOKENS, np.full((4, 6), 50))
 
 
-def test_a_model_without_float_outputs_is_pruned_by_magnitude() -> None:
-    """There is no loss to probe, and the message says what else there is."""
+def test_a_model_without_float_outputs_is_pruned_by_what_needs_no_loss() -> None:
+    """By what its layers lose or by magnitude; where a loss is asked for, the message says what else there is."""
     model = build("a = MatMul(x[N,4], w1[4,8])\n b = Relu(a)\n c = MatMul(b, w2[8,3])\n y = ArgMax<axis=1>(c)")
     data = samples_for("one number")
     with pytest.raises(UsageError, match="Prune with --criterion magnitude"):
-        prune(model, data)
-    report = prune(model, data, criterion="magnitude").report
-    assert report.verdict.passed
+        prune(model, data, criterion="sensitivity")
+    for criterion in ("magnitude", None):
+        report = prune(model, data, criterion=criterion).report
+        assert report.verdict.passed
     assert (report.original.loss, report.original.accuracy) == (None, None)
 
 

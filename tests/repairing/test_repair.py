@@ -137,7 +137,7 @@ def test_repair_does_not_ask_for_a_batch_size(text: str) -> None:
     calibration = gather(couplings.graph, {"x": np.random.default_rng(0).standard_normal((120, 4)).astype(np.float32)})
     plan = plan_of(couplings, {couplings.groups[0].name: np.arange(5)})
     found = repair(couplings, plan, rewrite(couplings, plan), calibration)
-    (layer,) = found.layers
+    layer = found.layers[0]
     assert layer.penalty is not None
     assert layer.after < 0.9 * layer.before
 
