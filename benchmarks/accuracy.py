@@ -178,7 +178,10 @@ class Outcome:
 
 def main() -> None:
     options = parsed(sys.argv[1:])
-    outcomes = list(run(cells_of(options), options.jobs, options.results))
+    cells = cells_of(options)
+    if options.known_only:
+        cells = [cell for cell in cells if cell in stored(options.results)]
+    outcomes = list(run(cells, options.jobs, options.results))
     text = page(outcomes, options)
     if options.write:
         options.write.write_text(text, encoding="utf-8")
@@ -197,6 +200,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=800, help="digits in a subset; of fewer, 80 %% are drawn")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--results", type=Path, help="file that keeps the cells")
+    parser.add_argument("--known-only", action="store_true", help="run nothing: what the results file holds")
     parser.add_argument("--write", type=Path, help="page to write")
     return parser.parse_args(arguments)
 
