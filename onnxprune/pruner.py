@@ -106,7 +106,9 @@ class Pruner:
             return self._refitted(*self._in_one_round(first))
         directly = self._refitted(*self._in_one_round(steps[-1]))  # refuses what cannot be reached, before more work
         in_rounds = self._in_rounds(first, steps)
-        return min((one for one in (in_rounds, directly) if one is not None), key=self._loss)
+        if in_rounds is None or self.session.judged_by is None:  # no loss says which is better
+            return in_rounds or directly
+        return min(in_rounds, directly, key=self._loss)
 
     def _in_rounds(self, first: Targets, steps: Sequence[Targets]) -> Pruned | None:
         """The model pruned to one target after another; None if a smaller model's groups are others."""

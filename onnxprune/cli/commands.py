@@ -33,7 +33,7 @@ from onnxprune.cli.options import (
     width_options,
 )
 from onnxprune.cli.results import check_files, show_notes, show_result, write_result
-from onnxprune.cli.sweeping import sweep_places, write_sweep
+from onnxprune.cli.sweeping import files_about_all, files_of, sweep_places, write_sweep
 from onnxprune.cli.terminal import progress_bar, stdout_console
 from onnxprune.coupling.couple import Couplings, Group, couple
 from onnxprune.files import write_whole
@@ -135,7 +135,8 @@ def sweep_command(
     """
     bounds = [bound.strip() for bound in macs.split(",") if bound.strip()]
     places = sweep_places(Path(folder), bounds)
-    check_files(read=(source, data, eval_data, scores), written=[str(path) for path in places.values()])
+    written = [*(file for place in places.values() for file in files_of(place)), *files_about_all(Path(folder))]
+    check_files(read=(source, data, eval_data, scores), written=[str(file) for file in written])
     options |= {
         "probe_samples": samples_said(probe_samples, precise),
         "cache": journal_folder(str(places[bounds[0]]), cache, no_cache),

@@ -36,6 +36,16 @@ def sweep_places(folder: Path, bounds: Sequence[str]) -> dict[str, Path]:
     return {bound: folder / name for bound, name in names.items()}
 
 
+def files_of(place: Path) -> tuple[Path, Path, Path]:
+    """Where a model of a sweep goes, its plan and its report."""
+    return place, place.with_suffix(".plan.json"), place.with_suffix(".report.json")
+
+
+def files_about_all(folder: Path) -> tuple[Path, Path]:
+    """Where the table goes, and the plot."""
+    return folder / "sweep.csv", folder / "sweep.svg"
+
+
 def remove_empty(folders: Sequence[Path]) -> None:
     """Remove folders, each within the next, as long as nothing is in them."""
     for folder in folders:
@@ -48,12 +58,12 @@ def write_sweep(results: Mapping[str, PruneResult], folder: Path, places: Mappin
     """All models with their plans and reports, the table, and the plot where it can be drawn."""
     contents: dict[Path, bytes] = {}
     for bound, result in results.items():
-        place = places[bound]
-        plan, report = place.with_suffix(".plan.json"), place.with_suffix(".report.json")
-        contents |= contents_of(result, str(place), str(plan), str(report))
+        model, plan, report = files_of(places[bound])
+        contents |= contents_of(result, str(model), str(plan), str(report))
     points = [point_of(bound, result.report) for bound, result in results.items()]
-    contents[folder / "sweep.csv"] = table_text(points).encode()
+    table, picture = files_about_all(folder)
+    contents[table] = table_text(points).encode()
     drawn = plot(points)
     if drawn is not None:
-        contents[folder / "sweep.svg"] = drawn
+        contents[picture] = drawn
     write_whole(contents)

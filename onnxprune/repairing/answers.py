@@ -20,13 +20,12 @@ from onnxprune.probing.calibration import Calibration
 from onnxprune.probing.losses import are_probabilities, looks_like_logits
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.subgraphs import up_to
-from onnxprune.repairing.consumers import Consumer, consumers
+from onnxprune.repairing.consumers import consumers
 from onnxprune.repairing.layers import Features, as_matrix, from_matrix
-from onnxprune.repairing.linear import Bias
+from onnxprune.repairing.linear import Bias, ConsumerStep
 from onnxprune.repairing.places import Place
 from onnxprune.repairing.rows import BATCH, HELD_OUT, fed
 from onnxprune.repairing.steps import Refit, Repaired
-from onnxprune.rules.axes import Dim, leaves
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Ridge penalties that are tried, in units of the features' mean square."""
@@ -36,22 +35,8 @@ MOST_WORK = 2e11
 """Multiplications that one fit may take; there are fewer steps where each takes many."""
 
 
-@dataclass(frozen=True)
-class AnswersStep:
+class AnswersStep(ConsumerStep):
     """The last layer of a classifier."""
-
-    couplings: Couplings
-    consumer: Consumer
-
-    @property
-    def position(self) -> int:
-        """Of its node in the graph."""
-        return self.consumer.node.position
-
-    @property
-    def reads(self) -> frozenset[Dim]:
-        """The Dims that it sums over."""
-        return frozenset(leaves(self.consumer.type))
 
     def refit(self, model: ModelProto, kept: Kept, samples: Calibration, threads: int) -> Iterator[Refit]:
         """Give the layer the weights whose answers are nearest to the original's."""

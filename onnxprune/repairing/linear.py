@@ -25,8 +25,8 @@ from onnxprune.rules.axes import Dim, kept_positions, leaves
 
 
 @dataclass(frozen=True)
-class LinearStep:
-    """One such layer."""
+class ConsumerStep:
+    """A step about one such layer: where it stands and what it reads."""
 
     couplings: Couplings
     consumer: Consumer
@@ -40,6 +40,10 @@ class LinearStep:
     def reads(self) -> frozenset[Dim]:
         """The Dims that it sums over."""
         return frozenset(leaves(self.consumer.type))
+
+
+class LinearStep(ConsumerStep):
+    """One such layer, by least squares."""
 
     def refit(self, model: ModelProto, kept: Kept, samples: Calibration, threads: int) -> Iterator[Refit]:
         """Give the layer the weights that fit best."""

@@ -13,7 +13,7 @@ from onnxprune.probing.gates import channels_at
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.subgraphs import up_to
 from onnxprune.repairing.cells import Stored
-from onnxprune.repairing.consumers import Consumer, consumers
+from onnxprune.repairing.consumers import MOST_FEATURES, Consumer, consumers
 from onnxprune.repairing.gate_sums import GateSums, can_change, gate_sums, grams, places
 from onnxprune.repairing.layers import Features, as_matrix
 from onnxprune.repairing.least_squares import NormalEquations
@@ -25,9 +25,6 @@ from onnxprune.rules.axes import Dim, leaves
 
 RIDGE = 1e-3
 """Added to the Gram matrix's diagonal, in units of its mean."""
-
-MOST_FEATURES = 8192
-"""Layers of more features than that are left out: their Gram matrix would take gigabytes."""
 
 MOST_BYTES = 2**30
 """Gram matrices that are kept; the oldest are measured again when they are wanted again."""
@@ -67,15 +64,14 @@ class Readings:
         self.samples = calibration.first(REPAIR_SAMPLES)
         self._threads = threads
         running = (one for layer in recurrent_steps(couplings) if can_change(layer) for one in gate_sums(layer))
-        self._layers: tuple[Reader, ...] = (*consumers(couplings), *running)
+        narrow = (one for one in running if one.summed.size <= MOST_FEATURES)
+        self._layers: tuple[Reader, ...] = (*consumers(couplings), *narrow)
         self._known: dict[str, Moments] = {}
 
     def readers(self, group: Group) -> tuple[Reader, ...]:
         """The layers that read the group's channels and can be refitted."""
         dims = set(group.dims)
-        return tuple(
-            reader for reader in self._layers if not dims.isdisjoint(dims_of(reader)) and not self._is_wide(reader)
-        )
+        return tuple(reader for reader in self._layers if not dims.isdisjoint(dims_of(reader)))
 
     def of(self, reader: Reader) -> Moments:
         """The layer's moments."""
@@ -94,12 +90,6 @@ class Readings:
         numbers = np.moveaxis(np.arange(int(shape.prod())).reshape(shape), summed, 0)
         standing = places(channels_at(reader.type, group.dims), group)
         return tuple(numbers[place].ravel() for place in standing)
-
-    def _is_wide(self, reader: Reader) -> bool:
-        if isinstance(reader, GateSums):
-            return reader.summed.size > MOST_FEATURES
-        weight = self.couplings.graph.constants[reader.node.inputs[reader.weight]]
-        return weight.size // weight.shape[reader.made] > MOST_FEATURES
 
     def _keep(self, key: str, moments: Moments) -> None:
         """Keep what was measured, and let the oldest go where there is too much."""

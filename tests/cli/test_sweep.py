@@ -282,3 +282,12 @@ def test_a_confidence_is_checked_where_nothing_is_judged(option: str, refused: R
 def test_a_metric_is_checked_where_nothing_is_judged(refused: Refused) -> None:
     """A slip of the pen is a slip of the pen."""
     refused("model.onnx out.onnx --criterion random --macs 50% --metric charm", code=2)
+
+
+@pytest.mark.parametrize("name", ["macs-50.plan.json", "macs-50.report.json", "sweep.csv", "sweep.svg"])
+def test_a_sweep_never_writes_over_what_it_reads(name: str, refused: Refused, place: Path) -> None:
+    """Whatever the file is: it is refused before any work."""
+    (place / "models").mkdir()
+    (place / "data.npz").rename(place / "models" / name)
+    message = refused(f"sweep model.onnx models --macs 50% --data models/{name}", code=2)
+    assert "is an input, and inputs are never touched" in message

@@ -27,6 +27,7 @@ from onnxprune.reporting.sweeping import point_of
 from onnxprune.sparsifying.checking import NAME as ZEROS_CHECK
 from onnxprune.verifying.verify import verify
 from tests.bundled import FIXTURES, bundled, digits, model_path
+from tests.models import build
 
 MLP = model_path("mlp_torch")
 QUICK: dict[str, Any] = {"criterion": "obs", "allocation": "uniform"}
@@ -468,3 +469,12 @@ def test_points_count_the_bytes_of_the_file() -> None:
     """With sparse tensors too."""
     (one,) = sweep(MLP, digits("mlp_torch", 64), macs=("60%",), criterion="magnitude", weights="90%", sparse=True)
     assert point_of("60%", one.report).bytes == one.model.ByteSize()
+
+
+def test_rounds_need_no_loss() -> None:
+    """A model that only gives class numbers is pruned in rounds by what its layers lose."""
+    model = build("a = MatMul(x[N,4], w1[4,8])\n b = Relu(a)\n c = MatMul(b, w2[8,3])\n y = ArgMax<axis=1>(c)")
+    data = {"x": np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)}
+    report = prune(model, data, macs="50%", criterion="obs", rounds=2).report
+    assert report.verdict.passed
+    assert report.pruned.macs <= 0.5 * report.original.macs
