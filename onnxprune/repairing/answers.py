@@ -20,9 +20,10 @@ from onnxprune.probing.calibration import Calibration
 from onnxprune.probing.losses import are_probabilities, looks_like_logits
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.subgraphs import up_to
+from onnxprune.repairing.bias import Bias
 from onnxprune.repairing.consumers import consumers
 from onnxprune.repairing.layers import Features, as_matrix, from_matrix
-from onnxprune.repairing.linear import Bias, ConsumerStep
+from onnxprune.repairing.linear import ConsumerStep
 from onnxprune.repairing.places import Place
 from onnxprune.repairing.rows import BATCH, HELD_OUT, fed
 from onnxprune.repairing.steps import Refit, Repaired

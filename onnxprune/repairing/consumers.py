@@ -16,7 +16,7 @@ from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import facts_where
 from onnxprune.reading.graph import PRECISE_TYPES, Node
 from onnxprune.rules.axes import Axis
-from onnxprune.rules.facts import AllOf, Contracted, Zero
+from onnxprune.rules.facts import AllOf, Contracted, Standardized, Zero
 from onnxprune.rules.operation import Op, Tensor
 
 MOST_FEATURES = 8192
@@ -98,11 +98,15 @@ def added_bias(output: Tensor, made_at: int, couplings: Couplings) -> tuple[Node
     if len(readers) != 1 or any(port.name == output.name for port in graph.outputs):
         return None
     ((node, index),) = readers
+    facts = typing.stated[node.position].facts
+    shifted = next((fact.mean for fact in facts if isinstance(fact, Standardized) and fact.data == index), None)
+    if shifted is not None:
+        return (node, shifted) if made_at == 1 and node.inputs[shifted] in graph.constants else None
     others = [number for number, name in enumerate(node.inputs) if number != index and name]
     if len(others) != 1 or node.inputs[others[0]] not in graph.constants:
         return None
     constant = typing.at(node, others[0])
     assert constant is not None
     wide = [axis for axis in typing.axes(constant) if axis.size > 1]
-    adds = any(isinstance(fact, Zero) and isinstance(fact.when, AllOf) for fact in typing.stated[node.position].facts)
+    adds = any(isinstance(fact, Zero) and isinstance(fact.when, AllOf) for fact in facts)
     return (node, others[0]) if adds and wide == [typing.axes(output)[made_at]] else None

@@ -16,12 +16,13 @@ from onnx import ModelProto
 from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration
+from onnxprune.repairing.bias import Bias
 from onnxprune.repairing.consumers import Consumer
 from onnxprune.repairing.layers import DATA, WEIGHT, Features, alone, as_matrix, from_matrix
 from onnxprune.repairing.least_squares import refitted
-from onnxprune.repairing.linear import Bias, Wanted, rows_a_sample
 from onnxprune.repairing.places import Place
 from onnxprune.repairing.selections import Selection, in_rows
+from onnxprune.repairing.wanted import Wanted, rows_a_sample
 from onnxprune.rules.axes import kept_positions
 
 

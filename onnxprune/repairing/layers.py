@@ -66,45 +66,35 @@ def bias_effect(
     node: NodeProto, model: ModelProto, consumer: Consumer, feeds: Mapping[int, np.ndarray], bias: np.ndarray
 ) -> float | None:
     """
-    By how much an output grows when its number in the bias grows by one; None if the bias does anything else.
+    By how much a layer's output grows when its number in the bias grows by one; None if the bias does anything else.
 
-    `node` is the one that reads the bias, and `feeds` are its other inputs by number.
+    `node` is the one that reads the bias, and `feeds` are its other inputs by number. Where the layer's output is one
+    of them, what more of the bias does is held against what more of that output does.
     """
     own = NodeProto()
     own.CopyFrom(node)
     assert consumer.bias is not None
+    read = next((number for number in feeds if node.input[number] == consumer.output), None)
     names = {number: f"{DATA}.{number}" for number in feeds} | {consumer.bias: BIAS}
     for number, name in names.items():
         own.input[number] = name
     session = session_of(own, model, consumer.element_type)
     others = {names[number]: array for number, array in feeds.items()}
 
-    def output(values: np.ndarray) -> np.ndarray:
-        (found,) = session.run(None, others | {BIAS: values.reshape(bias.shape).astype(bias.dtype)})
+    def output(values: np.ndarray, more: int = 0) -> np.ndarray:
+        feed = others | {BIAS: values.reshape(bias.shape).astype(bias.dtype)}
+        if read is not None:
+            feed[names[read]] = feeds[read] + np.full_like(feeds[read], more)
+        (found,) = session.run(None, feed)
         return as_rows(np.asarray(found, np.float64), consumer.made_at)
 
     nothing, numbers = output(np.zeros(bias.size)), 1 + np.arange(bias.size) % 7
     grown = (output(numbers) - nothing) / numbers
-    effect = float(grown.mean())
+    if read is not None:
+        by_more = output(np.zeros(bias.size), more=1) - nothing
+        grown = grown[by_more != 0] / by_more[by_more != 0]
+    effect = float(grown.mean()) if grown.size else 0.0
     return effect if effect and np.allclose(grown, effect, rtol=1e-3, atol=1e-4) else None
-
-
-def output_effect(
-    node: NodeProto, model: ModelProto, consumer: Consumer, feeds: Mapping[int, np.ndarray], bias: np.ndarray
-) -> float:
-    """
-    1 where the node that adds the bias to a layer's output makes more of more of that output, -1 where it takes it off.
-
-    Arguments are those of `bias_effect`; there is one feed, the layer's output.
-    """
-    own = NodeProto()
-    own.CopyFrom(node)
-    ((number, found),) = feeds.items()
-    assert consumer.bias is not None
-    own.input[number], own.input[consumer.bias] = DATA, BIAS
-    session = session_of(own, model, consumer.element_type)
-    now, more = (session.run(None, {DATA: values, BIAS: bias})[0] for values in (found, found + np.ones_like(found)))
-    return float(np.sign(np.mean(more.astype(np.float64) - now)))
 
 
 def session_of(

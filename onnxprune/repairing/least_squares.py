@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 PENALTIES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -46,10 +48,15 @@ class NormalEquations:
 
         The penalty is in units of the features' mean square; the constant's weight costs nothing, or does not move.
         """
+        ridge = np.diag(self.ridge(penalty, constant_is_free=constant_is_free))
+        return start + np.linalg.solve(self.gram + ridge, self.cross - self.gram @ start)
+
+    def ridge(self, penalty: float, *, constant_is_free: bool) -> np.ndarray:
+        """The penalty of each weight, `[features + 1]`."""
         features = len(self.gram) - 1
         ridge = np.full(features + 1, penalty * max(float(np.trace(self.gram)) - self.rows, 1e-12) / features)
         ridge[-1] = 1e-9 * self.rows if constant_is_free else 1e12 * self.rows
-        return start + np.linalg.solve(self.gram + np.diag(ridge), self.cross - self.gram @ start)
+        return ridge
 
 
 class Blocks:
@@ -70,6 +77,10 @@ class Blocks:
         self._cross += rows.transpose(0, 2, 1) @ wanted
         self._energy += np.square(wanted).sum((1, 2))
         self.rows += len(features)
+
+    def __iter__(self) -> Iterator[NormalEquations]:
+        """Those of each."""
+        return (self.of(block) for block in range(len(self._gram)))
 
     def of(self, block: int) -> NormalEquations:
         """Those of one layer."""

@@ -19,9 +19,9 @@ from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import facts_where
 from onnxprune.probing.calibration import Calibration
+from onnxprune.repairing.bias import Bias
 from onnxprune.repairing.consumers import Consumer, consumers
 from onnxprune.repairing.factors import Layer, Operand, Wide
-from onnxprune.repairing.linear import Bias
 from onnxprune.repairing.mixes import Mixes, best_mixes, error_now, error_of
 from onnxprune.repairing.places import Place
 from onnxprune.repairing.products import Product, Runs, Sides, meetings_of, sides_of

@@ -15,10 +15,10 @@ from onnxprune.reading.graph import Node
 from onnxprune.reading.observing import Session, session_for
 from onnxprune.reading.subgraphs import up_to
 from onnxprune.repairing.factors import Layer, Operand, Side, Wide, side_of
-from onnxprune.repairing.linear import rows_a_sample
 from onnxprune.repairing.mixes import Meeting, joined
 from onnxprune.repairing.rows import HELD_OUT, MOST_NUMBERS, fed, samples_at_a_time
 from onnxprune.repairing.selections import Between, Selection, selection_of
+from onnxprune.repairing.wanted import rows_a_sample
 from onnxprune.rules.facts import Contracted
 
 MOST_SAMPLES = 256

@@ -12,12 +12,12 @@ from onnxprune.probing.calibration import Calibration
 from onnxprune.probing.gates import channels_at
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.subgraphs import up_to
+from onnxprune.repairing.bias import Bias
 from onnxprune.repairing.cells import Stored
 from onnxprune.repairing.consumers import MOST_FEATURES, Consumer, consumers
 from onnxprune.repairing.gate_sums import GateSums, can_change, gate_sums, grams, places
 from onnxprune.repairing.layers import Features, as_matrix
 from onnxprune.repairing.least_squares import NormalEquations
-from onnxprune.repairing.linear import Bias
 from onnxprune.repairing.places import Place
 from onnxprune.repairing.recurrent import recurrent_steps
 from onnxprune.repairing.rows import BATCH, REPAIR_SAMPLES, ROWS_A_SAMPLE, fed

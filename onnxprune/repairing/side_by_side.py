@@ -12,19 +12,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 
 from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import facts_where
 from onnxprune.probing.calibration import Calibration
 from onnxprune.reading.graph import PRECISE_TYPES
+from onnxprune.repairing.behind import behind
+from onnxprune.repairing.bias import Bias
 from onnxprune.repairing.consumers import Consumer, added_bias
+from onnxprune.repairing.fitting import refit
 from onnxprune.repairing.layers import DATA, WEIGHT, alone, as_rows
-from onnxprune.repairing.least_squares import Blocks, refitted
-from onnxprune.repairing.linear import Bias, Wanted, rows_a_sample
 from onnxprune.repairing.places import Place
-from onnxprune.repairing.steps import Refit, Repaired
+from onnxprune.repairing.steps import Refit
+from onnxprune.repairing.wanted import Wanted, rows_a_sample
 from onnxprune.rules.axes import Axis, Dim, kept_positions, leaves
 from onnxprune.rules.facts import SideBySide
 from onnxprune.rules.operation import Op
@@ -58,9 +60,10 @@ class SideBySideStep:
             return
         made = typing.axes(typing.tensors[consumer.output])[consumer.made_at]
         rows = rows_a_sample(consumer, graph)
-        wanted = Wanted(graph.model, consumer, kept_positions(made, kept), samples, threads, rows)
-        matrices = Matrices(weight.array, len(kept_positions(self.blocks, kept)), consumer.made)
-        yield from refit(model, weight, bias, matrices, wanted)
+        felt, positions = behind(self.couplings, consumer), kept_positions(made, kept)
+        wanted = Wanted(graph.model, consumer, positions, samples, threads, rows, felt)
+        blocks = Blocks(model, weight, consumer, len(kept_positions(self.blocks, kept)))
+        yield from refit(model, blocks, bias, wanted)
 
 
 def side_by_side_steps(couplings: Couplings) -> Iterator[SideBySideStep]:
@@ -87,72 +90,38 @@ def consumer_of(op: Op, fact: SideBySide, couplings: Couplings) -> Consumer | No
     return Consumer(op.node, fact.data, fact.weight, 1 - fact.made, read, fact.made, 1, bias_node, bias, element_type)
 
 
-class Matrices:
-    """The weight's blocks as `[features, outputs]` each; `made` is the axis of a block that counts its outputs."""
+class Blocks:
+    """
+    The weight's blocks.
 
-    def __init__(self, weight: np.ndarray, blocks: int, made: int) -> None:
-        self.blocks, self._made, self._weight = blocks, 1 + made, weight
-        self._split = (blocks, weight.shape[0] // blocks, *weight.shape[1:])
-        self.outputs = self._split[self._made]
+    `made` is the axis of a block that counts its outputs.
+    """
+
+    def __init__(self, model: ModelProto, weight: Place, consumer: Consumer, blocks: int) -> None:
+        self.place, self._made, self._weight = weight, 1 + consumer.made, weight.array
+        self._split = (blocks, self._weight.shape[0] // blocks, *self._weight.shape[1:])
         self._rest = tuple(np.delete(np.array(self._split), (0, self._made)))
-        self.features = int(np.prod(self._rest))
+        self._made_at, self._session = consumer.made_at, alone(weight.node, model, consumer)
+        width = int(np.prod(self._rest))
+        self._ones = self.weight(np.broadcast_to(np.eye(width), (blocks, width, width)))
 
-    def all(self) -> np.ndarray:
+    @property
+    def matrices(self) -> np.ndarray:
         """`[blocks, features, outputs]`."""
-        return np.moveaxis(self._weight.reshape(self._split), self._made, -1).reshape(self.blocks, -1, self.outputs)
+        blocks = self._weight.reshape(self._split)
+        return np.moveaxis(blocks, self._made, -1).reshape(len(blocks), -1, self._split[self._made])
 
     def weight(self, matrices: np.ndarray) -> np.ndarray:
         """Such matrices, with any number of outputs, in the form and type of the weight."""
-        stacked = np.moveaxis(matrices.reshape(self.blocks, *self._rest, -1), -1, self._made)
+        stacked = np.moveaxis(matrices.reshape(len(matrices), *self._rest, -1), -1, self._made)
         merged = stacked.reshape(-1, *stacked.shape[2:])
         return np.ascontiguousarray(merged.astype(self._weight.dtype))
 
+    def features(self, data: np.ndarray) -> np.ndarray:
+        """
+        What each block multiplies its weights with, `[rows, blocks, features]`, for a batch.
 
-class BlockFeatures:
-    """What each block multiplies its weights with, found by one run with an output for each of its features."""
-
-    def __init__(self, node: NodeProto, model: ModelProto, consumer: Consumer, matrices: Matrices) -> None:
-        self._form = (matrices.blocks, matrices.features)
-        ones = np.broadcast_to(np.eye(matrices.features), (matrices.blocks, matrices.features, matrices.features))
-        self._ones, self._made_at = matrices.weight(ones), consumer.made_at
-        self._session = alone(node, model, consumer)
-
-    def of(self, data: np.ndarray) -> np.ndarray:
-        """`[rows, blocks, features]` of a batch."""
+        Found by one run with an output for each of a block's features.
+        """
         (found,) = self._session.run(None, {DATA: data, WEIGHT: self._ones})
-        return as_rows(found, self._made_at).reshape(-1, *self._form)
-
-
-def refit(model: ModelProto, weight: Place, bias: Bias, matrices: Matrices, wanted: Wanted) -> Iterator[Refit]:
-    """Give each block the weights that fit best: what that brought in all, and which constants changed."""
-    fitted, held_out = equations(model, weight, matrices, wanted)
-    if not fitted.rows or not held_out.rows:
-        return
-    constant = bias.constant(matrices.blocks * matrices.outputs).reshape(matrices.blocks, 1, -1)
-    start = np.concatenate([matrices.all(), constant], axis=1, dtype=np.float64)
-    best, penalties, errors = start.copy(), list[float](), np.zeros(3)
-    for block, weights in enumerate(start):
-        unseen = held_out.of(block)
-        best[block], penalty = refitted(fitted.of(block), unseen, weights, constant_is_free=bias.is_free)
-        penalties.extend(() if penalty is None else (penalty,))
-        errors += unseen.energy * np.array([unseen.error(weights), unseen.error(best[block]), 1.0])
-    changed: list[str] = []
-    if penalties:
-        weight.put(matrices.weight(best[:, :-1]))
-        bias.move((best[:, -1] - start[:, -1]).ravel())
-        changed = [weight.name] if bias.place is None else [weight.name, bias.place.name]
-    before, after = (float(error) for error in errors[:2] / max(errors[2], 1e-30))
-    yield Refit(Repaired(wanted.consumer.node.name, before, after, max(penalties, default=None)), tuple(changed))
-
-
-def equations(model: ModelProto, weight: Place, matrices: Matrices, wanted: Wanted) -> tuple[Blocks, Blocks]:
-    """Normal equations of all blocks in the model as it is now: on most samples, and on those held out."""
-    features = BlockFeatures(weight.node, model, wanted.consumer, matrices)
-    fitted, held_out = (Blocks(matrices.blocks, matrices.features, matrices.outputs) for _ in range(2))
-    rng = np.random.default_rng(0)
-    for part in wanted.batches(model, matrices.blocks * matrices.features):
-        rows = features.of(part.data)
-        some = rng.permutation(len(rows))[: part.most_rows]
-        outputs = part.wanted[some].reshape(len(some), matrices.blocks, matrices.outputs)
-        (held_out if part.held_out else fitted).add(rows[some], outputs)
-    return fitted, held_out
+        return as_rows(found, self._made_at).reshape(-1, self._split[0], int(np.prod(self._rest)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxprune.rules.facts import AllOf, AnyOf, Divisor, Fact, Zero
+from onnxprune.rules.facts import AllOf, AnyOf, Divisor, Fact, Pointwise, Zero
 from onnxprune.rules.operation import NotUnderstood, Op
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import broadcast, copied_in_order, same_axes
@@ -17,6 +17,7 @@ from onnxprune.rules.vocabulary import broadcast, copied_in_order, same_axes
 )
 def keeps_zero(op: Op) -> Iterator[Fact]:
     """One input, and f(0) = 0. A second output (a dropout mask) has the same axes."""
+    yield Pointwise()
     refuse_training(op)
     if float(op.attribute("lambd", 0.5)) < 0:
         raise NotUnderstood("its threshold is negative")
@@ -38,12 +39,14 @@ def refuse_training(op: Op) -> None:
 @rule("Acos", "BitwiseNot", "Cos", "Cosh", "Exp", "HardSigmoid", "Not", "Sigmoid", "Softplus")
 def moves_zero(op: Op) -> Iterator[Fact]:
     """One input, and f(0) is something else."""
+    yield Pointwise()
     yield from same_axes(op.input(0), op.output())
 
 
 @rule("Acosh", "Log", "Reciprocal")
 def no_value_at_zero(op: Op) -> Iterator[Fact]:
     """One input, and f(0) is infinite or no number."""
+    yield Pointwise()
     yield from same_axes(op.input(0), op.output())
     yield Divisor(op.input(0))
 
@@ -51,6 +54,7 @@ def no_value_at_zero(op: Op) -> Iterator[Fact]:
 @rule("CastLike")
 def cast_like(op: Op) -> Iterator[Fact]:
     """The first input, in the type of the second."""
+    yield Pointwise()
     yield from same_axes(op.input(0), op.output())
     yield Zero(op.output(), op.input(0))
 
@@ -58,6 +62,7 @@ def cast_like(op: Op) -> Iterator[Fact]:
 @rule("Clip")
 def clip(op: Op) -> Iterator[Fact]:
     """Zero stays zero when it lies between the bounds."""
+    yield Pointwise()
     x, y = op.input(0), op.output()
     yield from same_axes(x, y)
     low, high = bound(op, "min", 1), bound(op, "max", 2)
@@ -78,6 +83,7 @@ def bound(op: Op, name: str, index: int) -> float | None:
 @rule("Add", "Sub", "Max", "Min", "Sum", "Mean", "Or", "Xor", "BitwiseOr", "BitwiseXor")
 def zero_where_all_are(op: Op) -> Iterator[Fact]:
     """f(0, 0) = 0."""
+    yield Pointwise()
     yield from broadcast(op.tensors, op.output())
     yield Zero(op.output(), AllOf(op.tensors))
 
@@ -85,6 +91,7 @@ def zero_where_all_are(op: Op) -> Iterator[Fact]:
 @rule("Mul", "And", "BitwiseAnd")
 def zero_where_any_is(op: Op) -> Iterator[Fact]:
     """f(0, x) = f(x, 0) = 0."""
+    yield Pointwise()
     yield from broadcast(op.tensors, op.output())
     yield Zero(op.output(), AnyOf(op.tensors))
 
@@ -92,6 +99,7 @@ def zero_where_any_is(op: Op) -> Iterator[Fact]:
 @rule("Div")
 def divide(op: Op) -> Iterator[Fact]:
     """Zero where the numerator is; the denominator is never zeroed."""
+    yield Pointwise()
     yield from broadcast(op.tensors, op.output())
     yield Zero(op.output(), op.input(0))
     yield Divisor(op.input(1))
@@ -100,6 +108,7 @@ def divide(op: Op) -> Iterator[Fact]:
 @rule("BitShift", "PRelu")
 def zero_where_the_first_is(op: Op) -> Iterator[Fact]:
     """f(0, x) = 0."""
+    yield Pointwise()
     yield from broadcast(op.tensors, op.output())
     yield Zero(op.output(), op.input(0))
 
@@ -107,6 +116,7 @@ def zero_where_the_first_is(op: Op) -> Iterator[Fact]:
 @rule("Pow")
 def power(op: Op) -> Iterator[Fact]:
     """Zero where the base is, for a known positive exponent, which is never zeroed."""
+    yield Pointwise()
     base, exponent = op.input(0), op.input(1)
     yield from broadcast(op.tensors, op.output())
     yield Divisor(exponent)
@@ -119,12 +129,14 @@ def power(op: Op) -> Iterator[Fact]:
 @rule("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 def compare(op: Op) -> Iterator[Fact]:
     """A truth per position; where both are zero it may be true."""
+    yield Pointwise()
     yield from broadcast(op.tensors, op.output())
 
 
 @rule("Mod")
 def modulo(op: Op) -> Iterator[Fact]:
     """Zero where the dividend is; the divisor is never zeroed."""
+    yield Pointwise()
     yield from broadcast(op.tensors, op.output())
     yield Zero(op.output(), op.input(0))
     yield Divisor(op.input(1))
@@ -133,5 +145,6 @@ def modulo(op: Op) -> Iterator[Fact]:
 @rule("Where")
 def where(op: Op) -> Iterator[Fact]:
     """One or the other, so zero where both are."""
+    yield Pointwise()
     yield from broadcast(op.tensors, op.output())
     yield Zero(op.output(), AllOf((op.input(1), op.input(2))))

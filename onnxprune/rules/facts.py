@@ -105,6 +105,11 @@ class Zero:
 
 
 @dataclass(frozen=True, slots=True)
+class Pointwise:
+    """Every number of an output is made of those at its own place in the inputs, which broadcast, and of no others."""
+
+
+@dataclass(frozen=True, slots=True)
 class Divisor:
     """
     The input divides (a denominator, a variance) or has otherwise no business being zero.
@@ -222,6 +227,7 @@ Fact = (
     | Contracted
     | Stores
     | Zero
+    | Pointwise
     | Divisor
     | Macs
     | SideBySide

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxprune.rules.axes import product_of
-from onnxprune.rules.facts import AllOf, Contracted, Divisor, Equal, Fact, Frozen, Inexact, Standardized, Stores, Zero
+from onnxprune.rules.facts import (
+    AllOf,
+    Contracted,
+    Divisor,
+    Equal,
+    Fact,
+    Frozen,
+    Inexact,
+    Pointwise,
+    Standardized,
+    Stores,
+    Zero,
+)
 from onnxprune.rules.operation import NotUnderstood, Op
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import broadcast, fixed, free, same_axes
@@ -21,6 +33,7 @@ def batch_norm(op: Op) -> Iterator[Fact]:
     for index in range(1, 5):
         yield Equal(op.input(index)[0], y[1])
     yield Divisor(op.input(4))
+    yield Pointwise()
     yield Standardized(0, 1, 2, 3, 4, float(op.attribute("epsilon", 1e-5)))
     yield Zero(y, AllOf((op.input(1), op.input(2))))
 

@@ -11,12 +11,13 @@ from onnx import ModelProto
 
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration
+from onnxprune.repairing.bias import Bias
 from onnxprune.repairing.consumers import Consumer, consumers
 from onnxprune.repairing.layers import Features, as_matrix, from_matrix
 from onnxprune.repairing.least_squares import NormalEquations
-from onnxprune.repairing.linear import Bias, Wanted
 from onnxprune.repairing.places import Place
 from onnxprune.repairing.rows import ROWS_A_SAMPLE
+from onnxprune.repairing.wanted import Wanted
 from onnxprune.sparsifying.blocks import Candidates, anything, blocks_in, lowest_in_blocks
 from onnxprune.sparsifying.sparsity import Sparsity
 

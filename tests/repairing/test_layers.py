@@ -11,9 +11,9 @@ from onnxprune.probing.calibration import gather
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.read import read
 from onnxprune.reading.subgraphs import up_to
+from onnxprune.repairing.bias import Bias
 from onnxprune.repairing.consumers import Consumer, consumers
 from onnxprune.repairing.layers import Features, as_matrix, as_rows, from_matrix
-from onnxprune.repairing.linear import Bias
 from onnxprune.repairing.places import Place
 from tests.models import build
 

@@ -22,10 +22,10 @@ TEXT = """
     c = Relu(b)
     y = Conv(c, w2[4,8,1,1])
 """
-BEHIND_A_PRODUCT = """
+BEHIND_A_POOL = """
     a = Conv(x[N,3,6,7], w1[8,3,3,3], b1[8])
     c = Conv(a, w2[6,8,1,1])
-    d = Mul(c, c)
+    d = MaxPool<kernel_shape=[2,2]>(c)
     b = BatchNormalization(d, scale[6], shift[6], mean[6], variance[6])
     y = Conv(b, w3[4,6,1,1])
 """
@@ -82,7 +82,7 @@ def test_statistics_of_a_channel_that_never_varies_stay() -> None:
 
 def test_statistics_are_those_of_channels_that_have_drifted() -> None:
     """Behind what was pruned, where no weights stand before them that could be refitted to the same end."""
-    couplings = couple(read(build(BEHIND_A_PRODUCT)))
+    couplings = couple(read(build(BEHIND_A_POOL)))
     plan = plan_of(couplings, {"a": np.arange(4)})
     found = repair(couplings, plan, rewrite(couplings, plan), images(couplings))
     layer = next(one for one in found.layers if one.layer == "b")

@@ -1,0 +1,158 @@
+"""
+What stands behind a layer and works place by place: it decides how much of a layer's outputs is felt.
+
+A rectifier makes the same of -1 and -2, a gate shuts some places altogether, and what a residual branch gets wrong adds
+to what the other branch has got wrong already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto
+
+from onnxprune.coupling.couple import Couplings
+from onnxprune.coupling.types import Use, facts_where
+from onnxprune.reading.graph import Graph, Node
+from onnxprune.reading.observing import session_for
+from onnxprune.reading.subgraphs import up_to
+from onnxprune.repairing.consumers import Consumer
+from onnxprune.repairing.layers import as_rows
+from onnxprune.rules.axes import Axis
+from onnxprune.rules.facts import Pointwise
+
+
+@dataclass(frozen=True)
+class Behind:
+    """
+    The nodes from a layer's output, `made`, to the tensor `felt`, which is all that others read of it.
+
+    `given` is what else they read, place by place. All these tensors have `rank` axes, or broadcast to them.
+    """
+
+    made: str
+    felt: str
+    given: tuple[Given, ...]
+    rank: int
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the node that makes `output` reads at an input; `is_late` if layers of a later place help to make it."""
+
+    output: str
+    index: int
+    element_type: int
+    is_late: bool
+
+    def name_in(self, model: ModelProto) -> str:
+        """The tensor's name in a model."""
+        return next(node for node in model.graph.node if self.output in node.output).input[self.index]
+
+
+def behind(couplings: Couplings, consumer: Consumer) -> Behind | None:
+    """What stands behind a layer; None if nothing does that works place by place."""
+    graph, made = couplings.graph, consumer.output
+    pointwise = {op.node.position for op, _ in facts_where(couplings.typing, Pointwise)}
+    live, taken, found = {made}, dict[int, Node](), None
+    outputs = {port.name for port in graph.outputs} | graph.captured
+    while live.isdisjoint(outputs):
+        readers = {node.position: node for name in live for node, _ in graph.readers.get(name, ())}
+        following = readers.keys() - taken.keys()
+        node = readers[min(following)] if following else None
+        if node is None or node.position not in pointwise or not alike(node, made, graph):
+            break
+        taken[node.position] = node
+        live.add(node.outputs[0])
+        live = {name for name in live if any(one.position not in taken for one, _ in graph.readers.get(name, ()))}
+        live = live or {node.outputs[0]}
+        if len(live) == 1:
+            found = tuple(taken.values()), next(iter(live))
+    if found is None:
+        return None
+    nodes, felt = found
+    if graph.element_types.get(felt) != consumer.element_type:
+        return None
+    given = tuple(given_to(nodes, consumer, couplings))
+    if not all(
+        broadcasts(graph.shapes[graph.makers[one.output].inputs[one.index]], graph.shapes[made]) for one in given
+    ):
+        return None
+    return Behind(made, felt, given, len(graph.shapes[made]))
+
+
+def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Does a tensor of the one shape broadcast to the other?"""
+    last = to[len(to) - len(shape) :]
+    return len(shape) <= len(to) and all(one in (1, other) for one, other in zip(shape, last, strict=True))
+
+
+def alike(node: Node, made: str, graph: Graph) -> bool:
+    """Does the node make one tensor of the shape of what the layer makes?"""
+    made_here = [name for name in node.outputs if name]
+    return len(made_here) == 1 and graph.shapes.get(made_here[0]) == graph.shapes[made]
+
+
+def given_to(nodes: Sequence[Node], consumer: Consumer, couplings: Couplings) -> Iterator[Given]:
+    """What the nodes read besides each other's outputs and constants of one number, or of one for each output."""
+    typing, graph = couplings.typing, couplings.graph
+    channels = typing.axes(typing.tensors[consumer.output])[consumer.made_at]
+    within = {consumer.output, *(node.outputs[0] for node in nodes)}
+    for node in nodes:
+        for index, name in enumerate(node.inputs):
+            if not name or name in within:
+                continue
+            fed, last = origin(name, graph)
+            if not fed and is_narrow(couplings, (node.position, index), channels):
+                continue
+            constant = graph.constants.get(name)
+            kind = constant.tensor.data_type if constant else graph.element_types[name]
+            yield Given(node.outputs[0], index, kind, is_late=fed and last > consumer.node.position)
+
+
+def is_narrow(couplings: Couplings, use: Use, channels: Axis) -> bool:
+    """Has the constant one number, or one for each channel?"""
+    typing, (position, index) = couplings.typing, use
+    tensor = typing.at(couplings.graph.nodes[position], index)
+    return tensor is not None and all(axis == channels for axis in typing.axes(tensor) if axis.size > 1)
+
+
+def origin(name: str, graph: Graph) -> tuple[bool, int]:
+    """Is the tensor made of inputs of the model, and the position of the last node that helps to make it."""
+    fed, last, todo, seen = False, -1, [name], set[str]()
+    inputs = {port.name for port in graph.inputs}
+    while todo:
+        one = todo.pop()
+        maker = graph.makers.get(one)
+        fed = fed or one in inputs
+        if maker is None or one in seen:
+            continue
+        last = max(last, maker.position)
+        seen.update(maker.outputs)
+        todo.extend(maker.reads)
+    return fed, last
+
+
+class Felt:
+    """What is behind a layer of a model, as a function of rows `[rows, outputs]` of what the layer makes."""
+
+    def __init__(self, model: ModelProto, one: Behind, consumer: Consumer) -> None:
+        self._names = (one.made, *(given.name_in(model) for given in one.given))
+        kinds = (consumer.element_type, *(given.element_type for given in one.given))
+        part = up_to(model, [one.felt], given=dict(zip(self._names, kinds, strict=True)))
+        self._session = session_for(part, threads=1)
+        self._rank, self._made_at = one.rank, consumer.made_at
+
+    def __call__(self, made: np.ndarray, given: Sequence[np.ndarray]) -> np.ndarray:
+        """What is felt, `[rows, outputs]`; what is given has that form too."""
+        form = [1] * self._rank
+        form[0 if self._made_at else 1], form[self._made_at] = made.shape
+        rows = zip(self._names, (made, *given), strict=True)
+        feed = {name: self._placed(part).reshape(form) for name, part in rows}
+        (found,) = self._session.run(None, feed)
+        return as_rows(found, self._made_at)
+
+    def _placed(self, rows: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(rows if self._made_at else rows.T)
