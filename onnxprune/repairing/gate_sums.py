@@ -21,7 +21,8 @@ from onnxprune.reading.observing import session_for
 from onnxprune.reading.subgraphs import up_to
 from onnxprune.repairing.cells import Cell, Stored, Sums, Weights, rows_of
 from onnxprune.repairing.least_squares import NormalEquations
-from onnxprune.repairing.recurrent import RecurrentStep, lengths_in, read_besides_weights, run, states_before
+from onnxprune.repairing.passages import lengths_in, read_besides_weights, run, states_before
+from onnxprune.repairing.recurrent import RecurrentStep
 from onnxprune.repairing.rows import BATCH, ROWS_A_SAMPLE
 from onnxprune.rules.axes import Axis, Sum
 

@@ -12,7 +12,7 @@ from onnxprune.pipeline import prune
 from onnxprune.probing.calibration import Calibration, gather
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.read import read
-from onnxprune.repairing import recurrent
+from onnxprune.repairing import gate_fit, passages
 from onnxprune.repairing.recurrent import recurrent_steps
 from onnxprune.repairing.repair import repair
 from onnxprune.rewriting.rewrite import rewrite
@@ -85,7 +85,7 @@ def test_weights_that_were_lost_are_found_again(kind: str, direction: str, given
 
 def test_a_wide_gate_is_fitted_in_two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where equations for each unit would be too large, what input and state add is found apart."""
-    monkeypatch.setattr(recurrent, "JOINT", 0)
+    monkeypatch.setattr(gate_fit, "JOINT", 0)
     couplings = couple(read(network("GRU", more=", linear_before_reset=1")))
     (step,) = recurrent_steps(couplings)
     (refit,) = step.refit(shaken(couplings.graph.model, "w r b"), {}, sequences(couplings), 1)
@@ -104,7 +104,7 @@ def test_a_layer_that_is_as_it_was_stays(kind: str) -> None:
 
 def test_long_sequences_are_learned_from_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more batches are held in memory than may be."""
-    monkeypatch.setattr(recurrent, "REMEMBERED", 8000)
+    monkeypatch.setattr(passages, "REMEMBERED", 8000)
     couplings = couple(read(network("LSTM")))
     (step,) = recurrent_steps(couplings)
     (refit,) = step.refit(shaken(couplings.graph.model, "w r b"), {}, sequences(couplings), 1)
@@ -116,7 +116,7 @@ def test_mixes_of_sequences_keep_a_share_of_each() -> None:
     (step,) = recurrent_steps(couple(read(network("LSTM", given="bias start"))))
     x = np.random.default_rng(0).standard_normal((7, 2, 5))
     feed = {step.fact.x: x, 5: np.ones((1, 2, UNITS))}
-    found = recurrent.mixed(feed, step.fact, np.array([1, 0]), np.array([1.0, 0.5]))
+    found = passages.mixed(feed, step.fact, np.array([1, 0]), np.array([1.0, 0.5]))
     np.testing.assert_array_equal(found[step.fact.x], np.stack([x[:, 0], (x[:, 0] + x[:, 1]) / 2], 1))
     assert found[5] is feed[5]
 
