@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
 from onnxprune.probing.calibration import Calibration
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.subgraphs import up_to
 from onnxprune.repairing.consumers import Consumer
 from onnxprune.repairing.layers import bias_effect
-from onnxprune.repairing.places import Place
+from onnxprune.repairing.places import Place, Room
 from onnxprune.repairing.rows import fed
 
 
@@ -20,17 +20,24 @@ from onnxprune.repairing.rows import fed
 class Bias:
     """A layer's bias: an output grows by `effect` when its number in it grows by one. No `place`: it stays as it is."""
 
-    place: Place | None
+    place: Place | Room | None
     effect: float
     is_own: bool
     """Does the layer itself add it, so that it is part of the layer's output?"""
 
     @classmethod
-    def of(cls, model: ModelProto, consumer: Consumer, samples: Calibration) -> Bias | None:
-        """The bias of a layer, tried on a few samples; None if it is the layer's own and does more than be added."""
+    def of(cls, model: ModelProto, consumer: Consumer, samples: Calibration, outputs: int = 0) -> Bias | None:
+        """
+        The bias of a layer, tried on a few samples; None if it is the layer's own and does more than be added.
+
+        A layer without one may get one for so many `outputs`, if it has room for that.
+        """
         is_own = consumer.bias_node is consumer.node
         if consumer.bias is None:
-            return cls(None, 0.0, is_own)
+            if not outputs or consumer.room is None or not Room.is_in(model):
+                return cls(None, 0.0, is_own)
+            zeros = np.zeros(outputs, helper.tensor_dtype_to_np_dtype(consumer.element_type))
+            return cls(Room(model, consumer.output, consumer.room, zeros), 1.0, is_own)
         place = Place(model, consumer.bias_node.outputs[0], consumer.bias)
         read = {number: name for number, name in enumerate(place.node.input) if name and number != consumer.bias}
         session = session_for(up_to(model, list(read.values())), threads=1)

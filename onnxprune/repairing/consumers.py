@@ -16,7 +16,7 @@ from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import facts_where
 from onnxprune.reading.graph import PRECISE_TYPES, Node
 from onnxprune.rules.axes import Axis
-from onnxprune.rules.facts import AllOf, Contracted, Standardized, Zero
+from onnxprune.rules.facts import AllOf, Contracted, MayAdd, Standardized, Zero
 from onnxprune.rules.operation import Op, Tensor
 
 MOST_FEATURES = 8192
@@ -43,6 +43,8 @@ class Consumer:
     bias_node: Node
     bias: int | None
     element_type: int
+    room: int | None
+    """Where there is no bias, the number of the input at which the node could read one."""
 
     @property
     def input(self) -> str:
@@ -88,7 +90,14 @@ def consumer_at(op: Op, fact: Contracted, couplings: Couplings) -> Iterator[Cons
         return
     bias_node, bias = (op.node, rest[0]) if rest else added_bias(output, at, couplings) or (op.node, None)
     element_type = graph.element_types[fact.tensor.name]
-    yield Consumer(op.node, data, weights[0], summed[0], summed_type, along, at, bias_node, bias, element_type)
+    room = room_for_bias(op, at, couplings)
+    yield Consumer(op.node, data, weights[0], summed[0], summed_type, along, at, bias_node, bias, element_type, room)
+
+
+def room_for_bias(op: Op, made_at: int, couplings: Couplings) -> int | None:
+    """The number of the input at which a node that has no bias could read one for the axis of what it makes."""
+    facts = couplings.typing.stated[op.node.position].facts
+    return next((fact.place for fact in facts if isinstance(fact, MayAdd) and fact.axis == made_at), None)
 
 
 def added_bias(output: Tensor, made_at: int, couplings: Couplings) -> tuple[Node, int] | None:

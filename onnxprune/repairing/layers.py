@@ -56,9 +56,8 @@ def alone(node: NodeProto, model: ModelProto, consumer: Consumer) -> Session:
     """The layer without its bias, as a session that takes its input and its weight."""
     own = NodeProto()
     own.CopyFrom(node)
-    own.input[consumer.data], own.input[consumer.weight] = DATA, WEIGHT
-    if consumer.bias is not None and consumer.bias_node is consumer.node:
-        del own.input[consumer.bias]
+    names = {consumer.data: DATA, consumer.weight: WEIGHT}
+    own.input[:] = [names.get(number, "") for number in range(1 + max(names))]
     return session_of(own, model, consumer.element_type)
 
 

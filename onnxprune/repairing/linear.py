@@ -47,11 +47,11 @@ class LinearStep(ConsumerStep):
         """Give the layer the weights that fit best; nothing is said of one that cannot change."""
         typing, consumer = self.couplings.typing, self.consumer
         weight = Place(model, consumer.output, consumer.weight)
-        bias = Bias.of(model, consumer, samples) if weight.can_change else None
-        if bias is None:
-            return
         made = typing.axes(typing.tensors[consumer.output])[consumer.made_at]
         graph, positions = self.couplings.graph, kept_positions(made, kept)
+        bias = Bias.of(model, consumer, samples, len(positions)) if weight.can_change else None
+        if bias is None:
+            return
         rows = rows_a_sample(consumer, graph)
         wanted = Wanted(graph.model, consumer, positions, samples, threads, rows, behind(self.couplings, consumer))
         yield from refit(model, OneBlock(model, weight, consumer), bias, wanted)

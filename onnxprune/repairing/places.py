@@ -53,6 +53,27 @@ class Place:
         self.node.input[self._index], self._tensor = name, graph.initializer[-1]
 
 
+class Room:
+    """An input that the node which makes `output` could have and has not: zeros, until other numbers are put there."""
+
+    can_change, is_shared = True, False
+
+    def __init__(self, model: ModelProto, output: str, index: int, zeros: np.ndarray) -> None:
+        self._model, self._index, self.array = model, index, zeros
+        self.node: NodeProto = next(node for node in model.graph.node if output in node.output)
+        self.name = fresh_name(f"{output}.bias", set(names_in(model.graph)))
+
+    @staticmethod
+    def is_in(model: ModelProto) -> bool:
+        """May constants be added to the model?"""
+        return model.ir_version >= INITIALIZERS_ARE_NO_INPUTS
+
+    def put(self, array: np.ndarray) -> None:
+        """Let the node read these numbers there."""
+        self._model.graph.initializer.append(numpy_helper.from_array(array, self.name))
+        self.node.input.extend([""] * (self._index - len(self.node.input)) + [self.name])
+
+
 def tensor_named(model: ModelProto, name: str) -> TensorProto | None:
     """The initializer, or the tensor in a Constant node, of that name; None if it is kept in another form."""
     for tensor in model.graph.initializer:

@@ -21,7 +21,7 @@ from onnxprune.probing.calibration import Calibration
 from onnxprune.reading.graph import PRECISE_TYPES
 from onnxprune.repairing.behind import behind
 from onnxprune.repairing.bias import Bias
-from onnxprune.repairing.consumers import Consumer, added_bias
+from onnxprune.repairing.consumers import Consumer, added_bias, room_for_bias
 from onnxprune.repairing.fitting import refit
 from onnxprune.repairing.layers import DATA, WEIGHT, alone, as_rows
 from onnxprune.repairing.places import Place
@@ -55,12 +55,12 @@ class SideBySideStep:
         """Give each block the weights that fit best."""
         graph, typing, consumer = self.couplings.graph, self.couplings.typing, self.consumer
         weight = Place(model, consumer.output, consumer.weight)
-        bias = Bias.of(model, consumer, samples) if weight.can_change else None
+        made = typing.axes(typing.tensors[consumer.output])[consumer.made_at]
+        positions = kept_positions(made, kept)
+        bias = Bias.of(model, consumer, samples, len(positions)) if weight.can_change else None
         if bias is None:
             return
-        made = typing.axes(typing.tensors[consumer.output])[consumer.made_at]
-        rows = rows_a_sample(consumer, graph)
-        felt, positions = behind(self.couplings, consumer), kept_positions(made, kept)
+        rows, felt = rows_a_sample(consumer, graph), behind(self.couplings, consumer)
         wanted = Wanted(graph.model, consumer, positions, samples, threads, rows, felt)
         blocks = Blocks(model, weight, consumer, len(kept_positions(self.blocks, kept)))
         yield from refit(model, blocks, bias, wanted)
@@ -87,7 +87,8 @@ def consumer_of(op: Op, fact: SideBySide, couplings: Couplings) -> Consumer | No
     added = added_bias(op.output(), 1, couplings) if fact.bias is None else (op.node, fact.bias)
     bias_node, bias = added or (op.node, None)
     read = couplings.typing.axes(op.input(fact.data))[1]
-    return Consumer(op.node, fact.data, fact.weight, 1 - fact.made, read, fact.made, 1, bias_node, bias, element_type)
+    room, summed = room_for_bias(op, 1, couplings), 1 - fact.made
+    return Consumer(op.node, fact.data, fact.weight, summed, read, fact.made, 1, bias_node, bias, element_type, room)
 
 
 class Blocks:

@@ -13,6 +13,7 @@ from onnxprune.rules.facts import (
     Fact,
     Frozen,
     Macs,
+    MayAdd,
     SideBySide,
     Stores,
     Unsummed,
@@ -74,6 +75,7 @@ def convolved(op: Op, out_channels: Axis) -> Iterator[Fact]:
     yield Contracted(x, 1, by=(x, w), affine=True)
     product = AnyOf((Unsummed(x, (1,)), w))
     if bias is None:
+        yield MayAdd(2, 1)
         yield Zero(y, product)
     else:
         yield Equal(bias[0], y[1])

@@ -110,6 +110,14 @@ class Pointwise:
 
 
 @dataclass(frozen=True, slots=True)
+class MayAdd:
+    """The node has no bias and could have one: input number `place`, one number for each position of `axis`."""
+
+    place: int
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
 class Divisor:
     """
     The input divides (a denominator, a variance) or has otherwise no business being zero.
@@ -228,6 +236,7 @@ Fact = (
     | Stores
     | Zero
     | Pointwise
+    | MayAdd
     | Divisor
     | Macs
     | SideBySide

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxprune.rules.axes import Axis
-from onnxprune.rules.facts import AllOf, AnyOf, Contracted, Equal, Fact, Macs, Unsummed, Zero
+from onnxprune.rules.facts import AllOf, AnyOf, Contracted, Equal, Fact, Macs, MayAdd, Unsummed, Zero
 from onnxprune.rules.operation import NotUnderstood, Op, Tensor
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import broadcast
@@ -51,6 +51,8 @@ def gemm(op: Op) -> Iterator[Fact]:
     yield Macs((y[0], y[1], a[a_inner]))
     product = AnyOf((Unsummed(a, (a_inner,)), Unsummed(b, (b_inner,))))
     if c is None:
+        if op.attribute("beta", 1.0) == 1:
+            yield MayAdd(2, 1)
         yield Zero(y, product)
     else:
         yield from broadcast((c,), y)

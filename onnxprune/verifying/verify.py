@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import onnx
@@ -129,11 +130,11 @@ def form_of(tensor: TensorProto) -> tuple[int, ...]:
 
 
 def same_node(one: NodeProto, other: NodeProto, refitted: frozenset[str]) -> bool:
-    """Are the nodes alike, but for reading a refitted constant or holding one?"""
+    """Are the nodes alike, but for reading a refitted constant, where there was none too, or holding one?"""
     if refitted.intersection(one.output):
         return list(one.output) == list(other.output)
-    inputs = list(zip(one.input, other.input, strict=False))
-    alike = len(one.input) == len(other.input) and all(a == b or b in refitted for a, b in inputs)
+    inputs = list(zip_longest(one.input, other.input, fillvalue=""))
+    alike = len(one.input) <= len(other.input) and all(a == b or b in refitted for a, b in inputs)
     return alike and (one.op_type, list(one.output), list(one.attribute)) == (
         other.op_type,
         list(other.output),
