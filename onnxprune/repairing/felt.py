@@ -114,6 +114,11 @@ class Task:
         apart = self._effect(made, self._rows.given) - self._rows.felt
         return np.asarray(np.square(apart, dtype=np.float64).sum(0))
 
+    def error(self, weights: np.ndarray) -> float:
+        """The squared error in all that these weights lead to; infinite where that is no number."""
+        found = float(self.errors(self.made(weights)).sum())
+        return found if np.isfinite(found) else float("inf")
+
     def pull(self, made: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How each number is drawn, and how strongly it is held to where that leads."""
         felt, slope = self._felt(made)
@@ -194,17 +199,20 @@ class Noted:
         learner, judge = Task(fitted, self._effect), Task(held_out, self._effect)
         if not learner.bends:
             return None
-        first = Start.of(list(blocks[0]), anchor, penalties, constant_is_free, len(fitted.made))
-        tried = [anchor, first.weights, *learner.steps(first, STEPS)]
-        errors = [float(judge.errors(judge.made(weights)).sum()) for weights in tried]
-        chosen = int(np.argmin(errors))
-        best = anchor
-        if chosen:
+        energy = float(np.square(held_out.felt, dtype=np.float64).sum())
+        with np.errstate(all="ignore"):  # steps may lead out of all bounds, and are not taken then
+            first = Start.of(list(blocks[0]), anchor, penalties, constant_is_free, len(fitted.made))
+            tried = [anchor, first.weights, *learner.steps(first, STEPS)]
+            errors = [judge.error(weights) for weights in tried]
+            chosen = int(np.argmin(errors))
+            if not chosen:
+                return anchor, np.array([errors[0], errors[0], energy])
             every = together([fitted, held_out])
             equations = [both(*pair) for pair in zip(*blocks, strict=True)]
             start = Start.of(equations, anchor, penalties, constant_is_free, len(every.made))
             *_, best = (start.weights, *Task(every, self._effect).steps(start, chosen - 1))
-        energy = float(np.square(held_out.felt, dtype=np.float64).sum())
+        if not judge.error(best) < errors[0]:
+            best = tried[chosen]
         return best, np.array([errors[0], errors[chosen], energy])
 
 

@@ -223,7 +223,8 @@ def approach(student: Student, best: Best, step: OneStep) -> None:
         for far, reached in enumerate(zip(*paths, strict=True)):
             chosen |= dict.fromkeys(best.offer([(weights, RIDGE) for weights in reached]), far)
         for number, far in chosen.items():
-            path = student.tangents(start, number, step).path()
-            best.weights[number] = next(islice(path, far, None))
+            weights = next(islice(student.tangents(start, number, step).path(), far, None))
+            if all(np.isfinite(array).all() for array in vars(weights).values()):
+                best.weights[number] = weights
         if not chosen:
             return

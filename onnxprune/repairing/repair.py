@@ -58,8 +58,8 @@ def repair(
     """
     Refit every layer of the pruned model that reads pruned channels, or what such layers made.
 
-    Only numbers of weights and biases change, and a node may come to read a bias. The original is the teacher; labels are
-    not used.
+    Only numbers of weights and biases change, and a node may come to read a bias. The original is the teacher, and
+    labels are not used.
 
     Source: He et al. 2017, Channel Pruning for Accelerating Very Deep Neural Networks, section 3.2 (layer by layer,
     each from the inputs that it gets in the pruned model).
