@@ -25,6 +25,9 @@ from onnxprune.repairing.least_squares import Blocks, NormalEquations, both
 STEPS = 12
 """Steps that are taken at most; how many, is chosen on rows held out."""
 
+PATIENCE = 3
+"""After so many steps that bring nothing there is no further one."""
+
 USUAL_PENALTY = 1e-2
 """Of a block for which no other is better than none."""
 
@@ -122,9 +125,8 @@ class Task:
     def pull(self, made: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How each number is drawn, and how strongly it is held to where that leads."""
         felt, slope = self._felt(made)
-        with np.errstate(all="ignore"):
-            missing = np.nan_to_num(np.clip(1 - np.abs(slope / self._slope), 0, 1))
-        held = np.square(self._slope) * missing
+        steep = np.abs(self._slope)
+        held = steep * np.maximum(steep - np.abs(slope), 0)
         return (self._rows.felt - felt) * slope + held * (self._wanted - made), np.square(slope) + held
 
     def steps(self, start: Start, count: int) -> Iterator[np.ndarray]:
@@ -202,8 +204,13 @@ class Noted:
         energy = float(np.square(held_out.felt, dtype=np.float64).sum())
         with np.errstate(all="ignore"):  # steps may lead out of all bounds, and are not taken then
             first = Start.of(list(blocks[0]), anchor, penalties, constant_is_free, len(fitted.made))
-            tried = [anchor, first.weights, *learner.steps(first, STEPS)]
+            tried = [anchor, first.weights]
             errors = [judge.error(weights) for weights in tried]
+            for weights in learner.steps(first, STEPS):
+                tried.append(weights)
+                errors.append(judge.error(weights))
+                if min(errors[-PATIENCE:]) > min(errors):
+                    break
             chosen = int(np.argmin(errors))
             if not chosen:
                 return anchor, np.array([errors[0], errors[0], energy])
