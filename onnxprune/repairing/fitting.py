@@ -9,6 +9,7 @@ behind the layer that works place by place, the weights are then fitted to what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -28,6 +29,9 @@ MOST_NUMBERS = 2**26
 
 MOST_WORK = 1e12
 """Multiplications that this may take, about."""
+
+ENOUGH, ENOUGH_A_FEATURE = 2**15, 200
+"""Rows, in all and for each feature: more tell little and cost much."""
 
 LEAST_ROWS = 2
 """For each feature: on fewer it is not tried."""
@@ -106,6 +110,7 @@ def noted_for(model: ModelProto, form: Form, wanted: Wanted) -> Noted | None:
     blocks, width, outputs = form.matrices.shape
     numbers = blocks * (width + 1) + blocks * outputs * (8 + len(wanted.behind.given))
     work = 8 * STEPS * blocks * (width + 1) * outputs
-    most = int(min(MOST_NUMBERS / numbers, MOST_WORK / work) / len(wanted.samples))
+    rows = min(MOST_NUMBERS / numbers, MOST_WORK / work, max(ENOUGH, ENOUGH_A_FEATURE * width))
+    most = math.ceil(rows / len(wanted.samples)) if rows >= len(wanted.samples) else 0
     enough = min(most, wanted.rows_a_sample) * len(wanted.samples) >= LEAST_ROWS * width
     return Noted(Felt(model, wanted.behind, wanted.consumer), most) if enough else None
