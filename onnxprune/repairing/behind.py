@@ -7,14 +7,14 @@ to what the other branch has got wrong already.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto
 
 from onnxprune.coupling.couple import Couplings
-from onnxprune.coupling.types import Use, facts_where
+from onnxprune.coupling.types import Use
 from onnxprune.reading.graph import Graph, Node
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.subgraphs import up_to
@@ -55,32 +55,37 @@ class Given:
 def behind(couplings: Couplings, consumer: Consumer) -> Behind | None:
     """What stands behind a layer; None if nothing does that works place by place."""
     graph, made = couplings.graph, consumer.output
-    pointwise = {op.node.position for op, _ in facts_where(couplings.typing, Pointwise)}
-    live, taken, found = {made}, dict[int, Node](), None
-    outputs = {port.name for port in graph.outputs} | graph.captured
-    while live.isdisjoint(outputs):
-        readers = {node.position: node for name in live for node, _ in graph.readers.get(name, ())}
-        following = readers.keys() - taken.keys()
-        node = readers[min(following)] if following else None
-        if node is None or node.position not in pointwise or not alike(node, made, graph):
-            break
-        taken[node.position] = node
-        live.add(node.outputs[0])
-        live = {name for name in live if any(one.position not in taken for one, _ in graph.readers.get(name, ()))}
-        live = live or {node.outputs[0]}
-        if len(live) == 1:
-            found = tuple(taken.values()), next(iter(live))
-    if found is None:
-        return None
-    nodes, felt = found
-    if graph.element_types.get(felt) != consumer.element_type:
+    nodes, felt = reach(couplings, made)
+    if not nodes or graph.element_types.get(felt) != consumer.element_type:
         return None
     given = tuple(given_to(nodes, consumer, couplings))
-    if not all(
-        broadcasts(graph.shapes[graph.makers[one.output].inputs[one.index]], graph.shapes[made]) for one in given
-    ):
+    shapes = (graph.shapes[graph.makers[one.output].inputs[one.index]] for one in given)
+    if not all(broadcasts(shape, graph.shapes[made]) for shape in shapes):
         return None
     return Behind(made, felt, given, len(graph.shapes[made]))
+
+
+def reach(couplings: Couplings, made: str) -> tuple[tuple[Node, ...], str]:
+    """The nodes behind a tensor that work place by place, to the last tensor that all they make of it goes through."""
+    graph, live, taken = couplings.graph, {made}, dict[int, Node]()
+    seen = {port.name for port in graph.outputs} | graph.captured
+    nodes, felt = tuple[Node, ...](), made
+    while live.isdisjoint(seen):
+        readers = {node.position: node for name in live for node, _ in graph.readers.get(name, ())}
+        following = readers.keys() - taken.keys()
+        if not following or not works_alike(readers[min(following)], made, couplings):
+            break
+        node = taken[min(following)] = readers[min(following)]
+        live = {name for name in (*live, node.outputs[0]) if is_read_by_others(name, taken, graph)}
+        live = live or {node.outputs[0]}
+        if len(live) == 1:
+            nodes, felt = tuple(taken.values()), next(iter(live))
+    return nodes, felt
+
+
+def is_read_by_others(name: str, nodes: Mapping[int, Node], graph: Graph) -> bool:
+    """Do other nodes than these, by position, read the tensor?"""
+    return any(node.position not in nodes for node, _ in graph.readers.get(name, ()))
 
 
 def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
@@ -89,10 +94,11 @@ def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
     return len(shape) <= len(to) and all(one in (1, other) for one, other in zip(shape, last, strict=True))
 
 
-def alike(node: Node, made: str, graph: Graph) -> bool:
-    """Does the node make one tensor of the shape of what the layer makes?"""
-    made_here = [name for name in node.outputs if name]
-    return len(made_here) == 1 and graph.shapes.get(made_here[0]) == graph.shapes[made]
+def works_alike(node: Node, made: str, couplings: Couplings) -> bool:
+    """Does the node work place by place, and make one tensor of the shape of what the layer makes?"""
+    facts, shapes = couplings.typing.stated[node.position].facts, couplings.graph.shapes
+    outputs = [shapes.get(name) for name in node.outputs if name]
+    return outputs == [shapes[made]] and any(isinstance(fact, Pointwise) for fact in facts)
 
 
 def given_to(nodes: Sequence[Node], consumer: Consumer, couplings: Couplings) -> Iterator[Given]:

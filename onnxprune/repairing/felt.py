@@ -52,11 +52,6 @@ class Rows:
     felt: np.ndarray
     given: tuple[np.ndarray, ...]
 
-    def first(self, count: int) -> Rows:
-        """So many of them."""
-        given = tuple(part[:count] for part in self.given)
-        return Rows(self.features[:, :count], self.made[:count], self.felt[:count], given)
-
 
 @dataclass(frozen=True)
 class Start:
@@ -112,14 +107,10 @@ class Task:
         """What the layer makes with these weights, `[rows, blocks * outputs]`."""
         return joined(self._rows.features @ weights.astype(self._rows.features.dtype))
 
-    def errors(self, made: np.ndarray) -> np.ndarray:
-        """For each output the squared error of what is felt of it."""
-        apart = self._effect(made, self._rows.given) - self._rows.felt
-        return np.asarray(np.square(apart, dtype=np.float64).sum(0))
-
     def error(self, weights: np.ndarray) -> float:
-        """The squared error in all that these weights lead to; infinite where that is no number."""
-        found = float(self.errors(self.made(weights)).sum())
+        """The squared error of what is felt with these weights; infinite where that is no number."""
+        apart = self._effect(self.made(weights), self._rows.given) - self._rows.felt
+        found = float(np.square(apart, dtype=np.float64).sum())
         return found if np.isfinite(found) else float("inf")
 
     def pull(self, made: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,12 +166,12 @@ class Noted:
     """Rows of a layer that are kept to fit it to what is felt: those to fit to, and those held out."""
 
     def __init__(self, effect: Effect, most_a_sample: int) -> None:
-        self._effect, self._most = effect, most_a_sample
+        self._effect, self.most_a_sample = effect, most_a_sample
         self._parts: tuple[list[Rows], list[Rows]] = ([], [])
 
-    def add(self, rows: Rows, samples: int, *, held_out: bool) -> None:
-        """Keep rows of a batch of so many samples, the first ones."""
-        self._parts[held_out].append(rows.first(self._most * samples))
+    def add(self, rows: Rows, *, held_out: bool) -> None:
+        """Keep rows of a batch."""
+        self._parts[held_out].append(rows)
 
     def better(
         self,

@@ -10,19 +10,26 @@ behind the layer that works place by place, the weights are then fitted to what 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 from onnx import ModelProto
 
-from onnxprune.repairing.behind import Felt
+from onnxprune.coupling.constants import Kept
+from onnxprune.coupling.couple import Couplings
+from onnxprune.probing.calibration import Calibration
+from onnxprune.repairing.behind import Felt, behind
 from onnxprune.repairing.bias import Bias
+from onnxprune.repairing.consumers import Consumer
 from onnxprune.repairing.felt import STEPS, Noted, Rows
 from onnxprune.repairing.least_squares import Blocks, refitted
 from onnxprune.repairing.places import Place
 from onnxprune.repairing.steps import Refit, Repaired
-from onnxprune.repairing.wanted import Wanted
+from onnxprune.repairing.wanted import Wanted, rows_a_sample
+from onnxprune.rules.axes import kept_positions
 
 MOST_NUMBERS = 2**26
 """Of rows that are kept to fit a layer to what is felt of it."""
@@ -53,6 +60,29 @@ class Form(Protocol):
 
     def features(self, data: np.ndarray) -> np.ndarray:
         """What the layer multiplies its weights with, `[rows, blocks, features]`, for a batch that it reads."""
+
+
+class FittedStep(ABC):
+    """A step about a layer that is a least squares problem, or many side by side."""
+
+    couplings: Couplings
+    consumer: Consumer
+
+    @abstractmethod
+    def form(self, model: ModelProto, weight: Place, kept: Kept) -> Form:
+        """The layer's weight in the pruned model."""
+
+    def refit(self, model: ModelProto, kept: Kept, samples: Calibration, threads: int) -> Iterator[Refit]:
+        """Give the layer the weights that fit best; nothing is said of one that cannot change."""
+        typing, graph, consumer = self.couplings.typing, self.couplings.graph, self.consumer
+        weight = Place(model, consumer.output, consumer.weight)
+        positions = kept_positions(typing.axes(typing.tensors[consumer.output])[consumer.made_at], kept)
+        bias = Bias.of(model, consumer, samples, len(positions)) if weight.can_change else None
+        if bias is None:
+            return
+        rows, felt = rows_a_sample(consumer, graph), behind(self.couplings, consumer)
+        wanted = Wanted(graph.model, consumer, positions, samples, threads, rows, felt)
+        yield from refit(model, self.form(model, weight, kept), bias, wanted)
 
 
 def refit(model: ModelProto, form: Form, bias: Bias, wanted: Wanted) -> Iterator[Refit]:
@@ -91,15 +121,18 @@ def equations(model: ModelProto, form: Form, wanted: Wanted) -> tuple[Blocks, Bl
     blocks, width, outputs = form.matrices.shape
     fitted, held_out = (Blocks(blocks, width, outputs) for _ in range(2))
     noted = noted_for(model, form, wanted)
+    if noted is None:
+        wanted = replace(wanted, behind=None)
     rng = np.random.default_rng(0)
     for part in wanted.batches(model, blocks * width):
         rows = form.features(part.data)
         some = rng.permutation(len(rows))[: part.most_rows]
         (held_out if part.held_out else fitted).add(rows[some], part.wanted[some].reshape(len(some), blocks, outputs))
         if noted is not None:
-            read = np.concatenate([rows[some], np.ones_like(rows[some, :, :1])], axis=2).transpose(1, 0, 2)
-            given = tuple(one[some] for one in part.given)
-            noted.add(Rows(read, part.wanted[some], part.felt[some], given), part.samples, held_out=part.held_out)
+            few = some[: noted.most_a_sample * part.samples]
+            read = np.concatenate([rows[few], np.ones_like(rows[few, :, :1])], axis=2).transpose(1, 0, 2)
+            given = tuple(one[few] for one in part.given)
+            noted.add(Rows(read, part.wanted[few], part.felt[few], given), held_out=part.held_out)
     return fitted, held_out, noted
 
 

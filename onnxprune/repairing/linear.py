@@ -10,16 +10,11 @@ from onnx import ModelProto
 
 from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings
-from onnxprune.probing.calibration import Calibration
-from onnxprune.repairing.behind import behind
-from onnxprune.repairing.bias import Bias
 from onnxprune.repairing.consumers import Consumer, consumers
-from onnxprune.repairing.fitting import refit
+from onnxprune.repairing.fitting import FittedStep
 from onnxprune.repairing.layers import Features, as_matrix, from_matrix
 from onnxprune.repairing.places import Place
-from onnxprune.repairing.steps import Refit
-from onnxprune.repairing.wanted import Wanted, rows_a_sample
-from onnxprune.rules.axes import Dim, kept_positions, leaves
+from onnxprune.rules.axes import Dim, leaves
 
 
 @dataclass(frozen=True)
@@ -40,21 +35,12 @@ class ConsumerStep:
         return frozenset(leaves(self.consumer.type))
 
 
-class LinearStep(ConsumerStep):
+class LinearStep(ConsumerStep, FittedStep):
     """One such layer, by least squares."""
 
-    def refit(self, model: ModelProto, kept: Kept, samples: Calibration, threads: int) -> Iterator[Refit]:
-        """Give the layer the weights that fit best; nothing is said of one that cannot change."""
-        typing, consumer = self.couplings.typing, self.consumer
-        weight = Place(model, consumer.output, consumer.weight)
-        made = typing.axes(typing.tensors[consumer.output])[consumer.made_at]
-        graph, positions = self.couplings.graph, kept_positions(made, kept)
-        bias = Bias.of(model, consumer, samples, len(positions)) if weight.can_change else None
-        if bias is None:
-            return
-        rows = rows_a_sample(consumer, graph)
-        wanted = Wanted(graph.model, consumer, positions, samples, threads, rows, behind(self.couplings, consumer))
-        yield from refit(model, OneBlock(model, weight, consumer), bias, wanted)
+    def form(self, model: ModelProto, weight: Place, kept: Kept) -> OneBlock:
+        """Its weight as one block."""
+        return OneBlock(model, weight, self.consumer)
 
 
 def linear_steps(couplings: Couplings) -> Iterator[LinearStep]:

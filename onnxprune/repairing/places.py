@@ -71,7 +71,8 @@ class Room:
     def put(self, array: np.ndarray) -> None:
         """Let the node read these numbers there."""
         self._model.graph.initializer.append(numpy_helper.from_array(array, self.name))
-        self.node.input.extend([""] * (self._index - len(self.node.input)) + [self.name])
+        self.node.input.extend([""] * (self._index + 1 - len(self.node.input)))
+        self.node.input[self._index] = self.name
 
 
 def tensor_named(model: ModelProto, name: str) -> TensorProto | None:

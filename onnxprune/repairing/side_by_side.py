@@ -17,23 +17,18 @@ from onnx import ModelProto
 from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import facts_where
-from onnxprune.probing.calibration import Calibration
 from onnxprune.reading.graph import PRECISE_TYPES
-from onnxprune.repairing.behind import behind
-from onnxprune.repairing.bias import Bias
 from onnxprune.repairing.consumers import Consumer, added_bias, room_for_bias
-from onnxprune.repairing.fitting import refit
+from onnxprune.repairing.fitting import FittedStep
 from onnxprune.repairing.layers import DATA, WEIGHT, alone, as_rows
 from onnxprune.repairing.places import Place
-from onnxprune.repairing.steps import Refit
-from onnxprune.repairing.wanted import Wanted, rows_a_sample
 from onnxprune.rules.axes import Axis, Dim, kept_positions, leaves
 from onnxprune.rules.facts import SideBySide
 from onnxprune.rules.operation import Op
 
 
 @dataclass(frozen=True)
-class SideBySideStep:
+class SideBySideStep(FittedStep):
     """One such node: `consumer` says what it reads and makes, all blocks together."""
 
     couplings: Couplings
@@ -51,19 +46,9 @@ class SideBySideStep:
         """The Dims that each block sums over."""
         return frozenset(leaves(self.summed))
 
-    def refit(self, model: ModelProto, kept: Kept, samples: Calibration, threads: int) -> Iterator[Refit]:
-        """Give each block the weights that fit best."""
-        graph, typing, consumer = self.couplings.graph, self.couplings.typing, self.consumer
-        weight = Place(model, consumer.output, consumer.weight)
-        made = typing.axes(typing.tensors[consumer.output])[consumer.made_at]
-        positions = kept_positions(made, kept)
-        bias = Bias.of(model, consumer, samples, len(positions)) if weight.can_change else None
-        if bias is None:
-            return
-        rows, felt = rows_a_sample(consumer, graph), behind(self.couplings, consumer)
-        wanted = Wanted(graph.model, consumer, positions, samples, threads, rows, felt)
-        blocks = Blocks(model, weight, consumer, len(kept_positions(self.blocks, kept)))
-        yield from refit(model, blocks, bias, wanted)
+    def form(self, model: ModelProto, weight: Place, kept: Kept) -> SplitWeight:
+        """Its weight, block by block."""
+        return SplitWeight(model, weight, self.consumer, len(kept_positions(self.blocks, kept)))
 
 
 def side_by_side_steps(couplings: Couplings) -> Iterator[SideBySideStep]:
@@ -91,7 +76,7 @@ def consumer_of(op: Op, fact: SideBySide, couplings: Couplings) -> Consumer | No
     return Consumer(op.node, fact.data, fact.weight, summed, read, fact.made, 1, bias_node, bias, element_type, room)
 
 
-class Blocks:
+class SplitWeight:
     """
     The weight's blocks.
 

@@ -54,13 +54,14 @@ class Wanted:
 
     def batches(self, model: ModelProto, features: int) -> Iterator[Batch]:
         """What the layer reads in the model as it is now, and what it should make of it; that many features a row."""
-        consumer, given = self.consumer, self.behind.given if self.behind else ()
-        felt = self.behind.felt if self.behind else consumer.output
-        names = [one.name_in(self.original if one.is_late else model) for one in given]
-        late, soon = (
-            [name for one, name in zip(given, names, strict=True) if one.is_late is is_late]
-            for is_late in (True, False)
+        consumer, one = self.consumer, self.behind
+        felt = one.felt if one else consumer.output
+        given = (
+            [(each.name_in(self.original if each.is_late else model), each.is_late) for each in one.given]
+            if one
+            else []
         )
+        late, soon = ([name for name, is_late in given if is_late is asked] for asked in (True, False))
         teacher = session_for(up_to(self.original, [consumer.output, felt, *late]), threads=self.threads or 1)
         student = session_for(up_to(model, [consumer.input, *soon]), threads=self.threads or 1)
         most = samples_at_a_time(self.rows_a_sample, features)
@@ -69,13 +70,14 @@ class Wanted:
             feed = self.samples.at(self.samples.filled(samples))
             told, found = named(teacher, feed), named(student, feed)
             shape = told[consumer.output].shape
-            later, sooner = iter([told[name] for name in late]), iter([found[name] for name in soon])
-            others = [(next(later if one.is_late else sooner), one.is_late) for one in given]
+            wanted = self._rows(told[consumer.output], shape, whole=True)
             yield Batch(
                 data=found[consumer.input],
-                wanted=self._rows(told[consumer.output], shape, whole=True),
-                felt=self._rows(told[felt], shape, whole=True),
-                given=tuple(self._rows(part, shape, whole=is_late) for part, is_late in others),
+                wanted=wanted,
+                felt=self._rows(told[felt], shape, whole=True) if one else wanted,
+                given=tuple(
+                    self._rows((told if is_late else found)[name], shape, whole=is_late) for name, is_late in given
+                ),
                 samples=len(samples),
                 held_out=number % HELD_OUT == HELD_OUT - 1,
             )

@@ -22,7 +22,7 @@ from onnxprune.rewriting.rewrite import rewrite
 TOLERANCE = 1e-5
 """Largest difference allowed between the engines, relative to the largest score of the group."""
 
-ROUNDING = 1e-8
+ROUNDING = 1e-7
 """Change of the loss that float32 outputs cannot show."""
 
 GATES = (0.0, 0.5, 1.1)

@@ -64,6 +64,18 @@ def test_no_node_is_added_for_a_bias(kind: str) -> None:
     assert len(maker_of_c(model).input) == 2
 
 
+def test_an_input_that_is_named_as_empty_is_room() -> None:
+    """Exporters write optional inputs that they leave out as names of no length."""
+    model = build(FIRST + f"    {WITH_ROOM['convolution']}\n")
+    maker_of_c(model).input.append("")
+    couplings = couple(read(model))
+    plan = plan_of(couplings, {couplings.groups[0].name: np.array([0, 7])})
+    data = gather(couplings.graph, {"x": np.random.default_rng(0).standard_normal((80, 3, 6, 7)).astype(np.float32)})
+    found = repair(couplings, plan, rewrite(couplings, plan), data)
+    assert list(maker_of_c(found.model).input)[2:] == ["c.bias"]
+    assert not verify(couplings, replace(plan, refitted=found.constants), found.model, data).failures
+
+
 def test_models_whose_constants_are_inputs_get_none() -> None:
     """Before the fourth IR version a new constant would be a new input of the model."""
     _, model, _, _ = repaired(WITH_ROOM["convolution"], ir_version=3)

@@ -19,7 +19,7 @@ from onnxprune.errors import PlanError
 from onnxprune.probing.proxies import magnitudes
 from onnxprune.reading.read import read
 from onnxprune.rewriting.rewrite import rewrite
-from onnxprune.verifying.verify import Verdict, verify
+from onnxprune.verifying.verify import Verdict, rounding_alone, verify
 from tests.bundled import MODELS, bundled, digits
 from tests.models import build
 
@@ -177,6 +177,29 @@ def test_a_difference_in_a_single_sample_fails() -> None:
     samples[:, 0] = 1
     samples[20, 3] = 1
     assert failed(verify(couplings, plan, model, samples)) == [EQUAL]
+
+
+def zero_but_for_rounding(order: str, by: str) -> ModelProto:
+    """Numbers less themselves, added up in this order with others, and something that is added at the end."""
+    return build(f"""
+        a = Gemm(x[N,4], w1[4,6])
+        b = Neg(a)
+        c = Concat<axis=1>({order})
+        d = ReduceSum<keepdims=1>(c, axes{{1}})
+        e = Tanh(a)
+        f = Add(d, e)
+        g = Sub(f, e)
+        h = Gemm(g, w2[6,3])
+        y = Add(h, float by{{{by}}})
+    """)
+
+
+@pytest.mark.parametrize(("by", "is_rounding"), [("0.0", True), ("0.000001", False)])
+def test_an_output_that_is_zero_but_for_rounding_is_measured_in_float64(by: str, is_rounding: bool) -> None:
+    """There is no number to hold a difference against, but rounding shrinks with the precision; other things do not."""
+    feeds = {"x": np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)}
+    one, other = zero_but_for_rounding("b, a", "0.0"), zero_but_for_rounding("a, b", by)
+    assert (rounding_alone(one, other, feeds) is not None) == is_rounding
 
 
 def test_an_original_that_the_checker_refuses_is_no_reproach() -> None:
