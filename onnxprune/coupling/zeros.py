@@ -53,7 +53,7 @@ def mark_inexact_sinks(graph: Graph, typing: Typing) -> frozenset[Use]:
 
 def mark_sink(fact: Contracted, op: Op, at: Mapping[int, ZeroSet], typing: Typing) -> None:
     operands = [at[id(operand)] for operand in fact.by]
-    for dim in leaves(typing.solver.resolve(fact.tensor[fact.axis])):
+    for dim in leaves(typing.solver.resolve(fact.sums)):
         if not any(dim in operand for operand in operands):
             text = f"{op.node.label} sums over it where its zeroed positions are not zero"
             typing.solver.mark_inexact(dim, Reason(text, op.node.name))

@@ -16,7 +16,7 @@ from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import facts_where
 from onnxprune.reading.graph import PRECISE_TYPES, Node
 from onnxprune.rules.axes import Axis
-from onnxprune.rules.facts import AllOf, Contracted, MayAdd, Standardized, Zero
+from onnxprune.rules.facts import AllOf, Contracted, Equal, MayAdd, Standardized, Zero
 from onnxprune.rules.operation import Op, Tensor
 
 MOST_FEATURES = 8192
@@ -68,14 +68,14 @@ def consumer_at(op: Op, fact: Contracted, couplings: Couplings) -> Iterator[Cons
     """The layer as a consumer, if its other operand is a constant with one axis for its outputs."""
     graph, axes = couplings.graph, couplings.typing.axes
     data = next(number for number, tensor in enumerate(op.inputs) if tensor is fact.tensor)
-    summed_type = axes(fact.tensor)[fact.axis]
+    summed_type = couplings.typing.solver.resolve(fact.sums)
     weights = [number for number, one in enumerate(op.inputs) if number != data and any(one is by for by in fact.by)]
     rest = [number for number, one in enumerate(op.inputs) if one is not None and number not in (data, *weights)]
     if len(weights) != 1 or any(op.node.inputs[number] not in graph.constants for number in (*weights, *rest)):
         return
     weight, output = op.inputs[weights[0]], op.results[0]
     assert weight is not None
-    summed = [number for number, axis in enumerate(axes(weight)) if axis == summed_type]
+    summed = summed_axes(op, fact, weight, couplings)
     made = [
         (number, at)
         for number, axis in enumerate(axes(weight))
@@ -92,6 +92,16 @@ def consumer_at(op: Op, fact: Contracted, couplings: Couplings) -> Iterator[Cons
     element_type = graph.element_types[fact.tensor.name]
     room = room_for_bias(op, at, couplings)
     yield Consumer(op.node, data, weights[0], summed[0], summed_type, along, at, bias_node, bias, element_type, room)
+
+
+def summed_axes(op: Op, fact: Contracted, weight: Tensor, couplings: Couplings) -> list[int]:
+    """The axes of the weight that stand against the summed one; a layer may make the channels that it reads."""
+    solver = couplings.typing.solver
+    alike = [number for number, axis in enumerate(couplings.typing.axes(weight)) if axis == solver.resolve(fact.sums)]
+    facts = couplings.typing.stated[op.node.position].facts
+    stated = [{fact.left, fact.right} for fact in facts if isinstance(fact, Equal)]
+    said = [number for number in alike if {fact.sums, weight[number]} in stated]
+    return said or alike
 
 
 def room_for_bias(op: Op, made_at: int, couplings: Couplings) -> int | None:

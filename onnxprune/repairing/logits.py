@@ -100,7 +100,7 @@ def logits_steps(couplings: Couplings) -> Iterator[LogitsStep]:
     for op, fact in facts_where(typing, Contracted):
         if len(fact.by) != 2 or len(op.results) != 1 or any(one.name in typing.knowable for one in fact.by):
             continue
-        summed = typing.axes(fact.tensor)[fact.axis]
+        summed = typing.solver.resolve(fact.sums)
         one, other = (operand_of(tensor, summed, layers, couplings) for tensor in fact.by)
         if one is not None and other is not None and one.tensor != other.tensor:
             found.setdefault(op.node.position, LogitsStep(couplings, Product(couplings, op.node, (one, other)), summed))

@@ -46,6 +46,11 @@ class Contracted:
     by: tuple[Tensor, ...]
     affine: bool = False
 
+    @property
+    def sums(self) -> Axis:
+        """The axis that is summed over, as the node has it."""
+        return self.tensor[self.axis]
+
 
 @dataclass(frozen=True, slots=True)
 class Stores:

@@ -168,3 +168,20 @@ def test_too_few_samples_change_nothing() -> None:
     pruned = rewrite(couplings, plan)
     calibration = gather(couplings.graph, {"x": np.ones((1, 4), np.float32)})
     assert repair(couplings, plan, pruned, calibration).model == pruned
+
+
+@pytest.mark.parametrize(
+    "layer", ["r = Gemm(a, w2[8,8], b2[8])", "r = Gemm<transB=1>(a, w2[8,8])", "r = MatMul(a, w2[8,8])"]
+)
+def test_a_layer_that_makes_the_channels_it_reads_is_refitted(layer: str) -> None:
+    """Both axes of its weight are one group; which of them it sums over is known all the same."""
+    model = build(f"h = Gemm(x[N,4], w1[4,8], b1[8])\n a = Relu(h)\n {layer}\n s = Add(a, r)\n y = Gemm(s, w3[8,3])")
+    couplings = couple(read(model))
+    (group,) = couplings.groups
+    random = np.random.default_rng(0)
+    calibration = gather(couplings.graph, {"x": random.standard_normal((400, 4)).astype(np.float32)})
+    plan = plan_of(couplings, {group.name: np.arange(5)})
+    mended = repair(couplings, plan, rewrite(couplings, plan), calibration)
+    (of_layer,) = (found for found in mended.layers if found.layer == "r")
+    assert of_layer.penalty is not None
+    assert of_layer.after < of_layer.before
