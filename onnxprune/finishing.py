@@ -35,7 +35,7 @@ class Further:
     What is done to a model after channels are gone.
 
     `weights` become zero, by `criterion`; with `sparse` they are stored as sparse tensors. `quantized`: in eight bits.
-    `numbers_left` bounds the float parameters that are not zero in the end.
+    `numbers_left` bounds the parameters that are not zero in the end.
     """
 
     weights: Sparsity | None = None

@@ -86,7 +86,7 @@ def prune(
             `CalibrationDataReader`. None: seeded random inputs, which is noted in the report.
         macs: upper bound on multiply-accumulates: a share ("50%", 0.5) or an amount ("3M", 3e6). With no target at
             all: as `max_drop` says; without data, 70 %.
-        params: upper bound on float parameters, likewise.
+        params: upper bound on parameters, learned numbers plain or quantised, likewise.
         size: upper bound on the bytes of the file, likewise ("5MB").
         ratio: share of channels to remove in every group, 0 to below 1.
         threshold: channels whose score is below it go: a number, "median" or "mean" of all scores.

@@ -49,7 +49,15 @@ TYPES = {
     "uint8": TensorProto.UINT8,
     "uint16": TensorProto.UINT16,
     "uint32": TensorProto.UINT32,
+    "int16": TensorProto.INT16,
+    "int4": TensorProto.INT4,
+    "uint4": TensorProto.UINT4,
+    "bfloat16": TensorProto.BFLOAT16,
+    "float8e4m3fn": TensorProto.FLOAT8E4M3FN,
 }
+RANGES = {"int8": (-127, 127), "uint8": (0, 255), "int16": (-9999, 9999), "int4": (-8, 7), "uint4": (0, 15)}
+"""Numbers of quantised weights."""
+
 DECLARATION = re.compile(
     rf"(?:\b(?P<type>{'|'.join(TYPES)})\s+)?\b(?!(?:{'|'.join(TYPES)})\b)(?P<name>[A-Za-z_]\w*)"
     r"(?=[\[{])(?:\[(?P<sizes>[^\]]*)\])?(?:\{(?P<numbers>[^}]*)\})?"
@@ -86,10 +94,19 @@ def numbers_of(found: re.Match[str]) -> np.ndarray:
     sizes = None if found["sizes"] is None else [int(size) for size in found["sizes"].split(",") if size.strip()]
     kind = found["type"] or ("int64" if said is not None and "." not in said else "float")
     dtype = helper.tensor_dtype_to_np_dtype(TYPES[kind])
+    if said is None and kind in RANGES:
+        return in_range(found["name"], tuple(sizes or ()), *RANGES[kind]).astype(dtype)
     if said is None:
         return distinct(found["name"], tuple(sizes or ())).astype(dtype)
     numbers = [float(number) if "." in number else int(number) for number in said.split(",") if number.strip()]
     return np.resize(np.array(numbers, dtype), (len(numbers),) if sizes is None else sizes)
+
+
+def in_range(name: str, shape: tuple[int, ...], low: int, high: int) -> np.ndarray:
+    """Whole numbers all over the range."""
+    random = np.random.default_rng(zlib.crc32(name.encode()))
+    size = int(np.prod(shape))
+    return np.round(low + (random.permutation(size) + 0.5) / size * (high - low)).reshape(shape)
 
 
 def distinct(name: str, shape: tuple[int, ...]) -> np.ndarray:

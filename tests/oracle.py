@@ -223,5 +223,5 @@ def random_input(port: Port, shape: tuple[int, ...], random: np.random.Generator
 
 
 def parameters(model: ModelProto) -> int:
-    """Number of floating-point numbers stored in the model."""
-    return sum(constant.size for constant in constants_of(model.graph, "").values() if constant.is_float)
+    """How many learned numbers are stored in the model."""
+    return sum(constant.size for constant in constants_of(model.graph, "").values() if constant.is_weight)

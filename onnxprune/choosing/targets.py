@@ -68,7 +68,7 @@ class Targets:
 
     Args:
         macs: upper bound on the multiply-accumulates of one sample.
-        params: upper bound on the float parameters.
+        params: upper bound on the parameters.
         size: upper bound on the bytes of the file.
         ratio: share of channels to remove in every group, from 0 to below 1; what stays is rounded down.
         threshold: channels whose score is below it go: a number, or "median" or "mean" of all scores.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxprune.coupling.codings import Level
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import Use
 from onnxprune.rules.axes import Dim, kept_positions, leaves
@@ -21,7 +22,8 @@ class Variant:
     One form a constant takes in the pruned model, for the uses that agree on it.
 
     `kept` lists, for each axis that loses positions, those that stay. `uses` is empty when all uses share the form.
-    `name` is the constant's own for the form that most uses share.
+    `name` is the constant's own for the form that most uses share. Zeroing leaves a constant that `divides` alone; in
+    any other, the numbers of `level` stand for zero.
     """
 
     constant: str
@@ -29,6 +31,7 @@ class Variant:
     kept: Mapping[int, np.ndarray]
     uses: tuple[Use, ...]
     divides: bool
+    level: Level
 
 
 def variants(couplings: Couplings, kept: Kept) -> Iterator[Variant]:
@@ -42,9 +45,10 @@ def variants(couplings: Couplings, kept: Kept) -> Iterator[Variant]:
                 for number, axis in enumerate(couplings.typing.axes(tensor))
                 if any(leaf in kept for leaf in leaves(axis))
             }
-            divides = divides_at(couplings, name, use)
-            form = Variant(name, name, positions, (use,) if use else (), divides)
-            key = (*((number, stay.tobytes()) for number, stay in positions.items()), divides)
+            divides = couplings.zeroing.divides(name, use, couplings.graph)
+            level = couplings.zeroing.level(name, use, couplings.graph)
+            form = Variant(name, name, positions, (use,) if use else (), divides, level)
+            key = (*((number, stay.tobytes()) for number, stay in positions.items()), divides, level)
             forms.setdefault(key, []).append(form)
         if not any(form.kept for alike in forms.values() for form in alike):
             continue
@@ -52,15 +56,7 @@ def variants(couplings: Couplings, kept: Kept) -> Iterator[Variant]:
         for number, alike in enumerate(by_uses):
             own = name if number == 0 else fresh_name(f"{name}.{number + 1}", taken)
             uses = tuple(use for form in alike for use in form.uses) if len(by_uses) > 1 else ()
-            yield Variant(name, own, alike[0].kept, uses, alike[0].divides)
-
-
-def divides_at(couplings: Couplings, name: str, use: Use | None) -> bool:
-    """Is the constant a divisor there, so that zeroing leaves it alone?"""
-    if use is not None:
-        return use in couplings.divisors
-    readers = couplings.graph.readers.get(name, ())
-    return any((node.position, index) in couplings.divisors for node, index in readers)
+            yield replace(alike[0], name=own, uses=uses)
 
 
 def fresh_name(wanted: str, taken: set[str]) -> str:

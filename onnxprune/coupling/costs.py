@@ -43,7 +43,7 @@ class Polynomial:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Multiply-accumulates of one sample, float parameters, and bytes of the file."""
+    """Multiply-accumulates of one sample, parameters (learned numbers, plain or quantised), and bytes of the file."""
 
     macs: Polynomial
     params: Polynomial
@@ -63,7 +63,7 @@ def costs_of(graph: Graph, typing: Typing) -> Costs:
         each = ELEMENT_BYTES.get(constant.tensor.data_type, 0)
         sizes.append(Term(name, each, axes))
         stored += each * constant.size
-        if constant.is_float:
+        if constant.is_weight:
             params.append(Term(name, 1.0, axes))
     rest = graph.file_bytes - stored
     return Costs(Polynomial(tuple(macs)), Polynomial(tuple(params)), Polynomial(tuple(sizes), rest))

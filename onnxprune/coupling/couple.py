@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.coupling.costs import Costs, batch_dims, costs_of
 from onnxprune.coupling.types import Typing, Use, facts_where, solve_types
 from onnxprune.coupling.unification import Reason
-from onnxprune.coupling.zeros import mark_inexact_sinks
+from onnxprune.coupling.zeros import Zeroing, mark_inexact_sinks
 from onnxprune.reading.graph import Graph
 from onnxprune.rules.axes import Axis, Dim, leaves
 from onnxprune.rules.facts import Stores
@@ -73,7 +73,7 @@ class Couplings:
     """
     The groups of a model, what is frozen and why, its costs, and the dimension type of every axis.
 
-    `divisors` are uses of constants that zeroing leaves alone.
+    `zeroing` says what zeroing does to constants.
     """
 
     graph: Graph
@@ -81,7 +81,7 @@ class Couplings:
     groups: tuple[Group, ...]
     refusals: tuple[Refusal, ...]
     costs: Costs
-    divisors: frozenset[Use]
+    zeroing: Zeroing
 
     @cached_property
     def batch(self) -> frozenset[Dim]:
@@ -108,7 +108,7 @@ def couple(graph: Graph) -> Couplings:
         conv1.weight axis 0 ── conv1.out axis 1 ── add.out axis 1 ── conv4.weight axis 1
     """
     typing = solve_types(graph)
-    divisors = mark_inexact_sinks(graph, typing)
+    zeroing = mark_inexact_sinks(graph, typing)
     where = constant_axes(graph, typing)
     families = tuple(prunable(typing, weighty(where, graph)))
     names = unique_names(tuple(layer_name(family, graph, typing, where) for family in families))
@@ -123,7 +123,7 @@ def couple(graph: Graph) -> Couplings:
         for name, family in zip(names, families, strict=True)
     )
     return Couplings(
-        graph, typing, groups, tuple(refusals_of(typing, weighty(where, graph))), costs_of(graph, typing), divisors
+        graph, typing, groups, tuple(refusals_of(typing, weighty(where, graph))), costs_of(graph, typing), zeroing
     )
 
 

@@ -10,45 +10,87 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from onnxprune.coupling.codings import PLAIN, Coding, Level, codings_of, level_of
 from onnxprune.coupling.types import Typing, Use, facts_where
 from onnxprune.coupling.unification import Reason
 from onnxprune.reading.graph import Graph
 from onnxprune.rules.axes import Dim, leaves
-from onnxprune.rules.facts import AllOf, AnyOf, Condition, Contracted, Divisor, HoldersOf, Unsummed, Zero
+from onnxprune.rules.facts import AllOf, AnyOf, Condition, Contracted, Divisor, HoldersOf, Quantized, Unsummed, Zero
 from onnxprune.rules.operation import Op, Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class ZeroSet:
-    """The Dims whose removed positions hold zeros; or `everywhere`: all numbers are zero."""
+    """The Dims whose removed positions hold zeros, or what `level` says stands for them; or `everywhere`: all do."""
 
     dims: frozenset[Dim] = frozenset()
     everywhere: bool = False
+    level: Level = PLAIN
+
+    def at(self, level: Level) -> ZeroSet:
+        """As read by a node for which `level` stands for zero."""
+        return replace(self, level=PLAIN) if self.level == level else ZeroSet()
 
     def __contains__(self, dim: Dim) -> bool:
         return self.everywhere or dim in self.dims
 
 
-def mark_inexact_sinks(graph: Graph, typing: Typing) -> frozenset[Use]:
+@dataclass(frozen=True, slots=True)
+class Zeroing:
+    """
+    How constants are zeroed, by their uses: `divisors` keep their numbers, and in quantised ones the level of their
+    coding stands for zero.
+    """
+
+    divisors: frozenset[Use]
+    codings: Mapping[Use, Coding]
+
+    def divides(self, name: str, use: Use | None, graph: Graph) -> bool:
+        """Is the constant left alone, at this use, or at any where it is one for all of them (use None)?"""
+        return any(one in self.divisors for one in uses_of(name, use, graph))
+
+    def coding(self, name: str, use: Use | None, graph: Graph) -> Coding | None:
+        """What the constant's numbers stand for, at this use or where it is one for all (use None); None: plain."""
+        return next((self.codings[one] for one in uses_of(name, use, graph) if one in self.codings), None)
+
+    def level(self, name: str, use: Use | None, graph: Graph) -> Level:
+        """What stands for zero in the constant there."""
+        coding = self.coding(name, use, graph)
+        return PLAIN if coding is None else coding.level
+
+
+def uses_of(name: str, use: Use | None, graph: Graph) -> Iterator[Use]:
+    """The use itself, or all uses of the constant of that name."""
+    yield from [use] if use else ((node.position, index) for node, index in graph.readers.get(name, ()))
+
+
+def mark_inexact_sinks(graph: Graph, typing: Typing) -> Zeroing:
     """
     Mark every Dim inexact that some sink sums over although its removed positions are not zero there.
 
-    Returns the uses of constants that divide, whose numbers zeroing leaves alone.
+    Returns how constants are zeroed.
     """
-    divisors = frozenset(divisor_uses(graph, typing))
+    zeroing = Zeroing(frozenset(divisor_uses(graph, typing)), codings_of(graph, typing))
     known: dict[str, ZeroSet] = {}
     for one in typing.stated:
-        at = zero_sets_at(one.op, graph, typing, known, divisors)
+        held = zero_sets_at(one.op, graph, typing, known, zeroing)
+        points = {id(fact.tensor): level_of(fact, graph) for fact in one.facts if isinstance(fact, Quantized)}
+        read = {key: zeros.at(points.get(key, PLAIN)) for key, zeros in held.items()}
         for fact in one.facts:
             if isinstance(fact, Zero):
-                known[fact.output.name] = limited(zero_where(fact.when, fact.output, at, typing), fact.output, typing)
+                zeros = zero_where(fact.when, fact.output, held if fact.moved else read, typing)
+                moved = zeros if zeros.level.axis is None else ZeroSet()
+                made = replace(zeros, level=points.get(id(fact.output), PLAIN))
+                known[fact.output.name] = limited(moved if fact.moved else made, fact.output, typing)
             elif isinstance(fact, Contracted):
-                mark_sink(fact, one.op, at, typing)
+                mark_sink(fact, one.op, read, typing)
             elif isinstance(fact, Divisor):
-                mark_divisor(fact, one.op, at, typing)
-    return divisors
+                mark_divisor(fact, one.op, read, typing)
+    return zeroing
 
 
 def mark_sink(fact: Contracted, op: Op, at: Mapping[int, ZeroSet], typing: Typing) -> None:
@@ -67,32 +109,27 @@ def mark_divisor(fact: Divisor, op: Op, at: Mapping[int, ZeroSet], typing: Typin
 
 
 def zero_sets_at(
-    op: Op, graph: Graph, typing: Typing, known: Mapping[str, ZeroSet], divisors: frozenset[Use]
+    op: Op, graph: Graph, typing: Typing, known: Mapping[str, ZeroSet], zeroing: Zeroing
 ) -> dict[int, ZeroSet]:
     """The zero set of each input tensor of the node, by the tensor's identity."""
     found: dict[int, ZeroSet] = {}
     for index, tensor in enumerate(op.inputs):
         if tensor is None:
             continue
+        use = (op.node.position, index) if (op.node.position, index) in typing.uses else None
         if tensor.name not in graph.constants:
             found[id(tensor)] = known.get(tensor.name, ZeroSet())
-        elif (op.node.position, index) in divisors or divides_elsewhere(
-            tensor.name, op, index, graph, typing, divisors
-        ):
+        elif zeroing.divides(tensor.name, use, graph):
             found[id(tensor)] = ZeroSet()
         else:
-            nothing_but_zeros = (
-                tensor.value is not None and tensor.value.dtype.kind in "fiub" and not tensor.value.any()
-            )
-            found[id(tensor)] = ZeroSet(dims_of(tensor, typing), everywhere=nothing_but_zeros)
+            level = zeroing.level(tensor.name, use, graph)
+            found[id(tensor)] = ZeroSet(dims_of(tensor, typing), nothing_but(level, tensor.value), level)
     return found
 
 
-def divides_elsewhere(name: str, op: Op, index: int, graph: Graph, typing: Typing, divisors: frozenset[Use]) -> bool:
-    """Is the constant one for all its uses, and a divisor at another?"""
-    if (op.node.position, index) in typing.uses:
-        return False
-    return any((node.position, number) in divisors for node, number in graph.readers[name])
+def nothing_but(level: Level, value: np.ndarray | None) -> bool:
+    """Is every number the one that stands for zero?"""
+    return value is not None and value.dtype.kind in "fiub" and not level.point and bool((value == level.number).all())
 
 
 def dims_of(tensor: Tensor, typing: Typing) -> frozenset[Dim]:
@@ -115,17 +152,20 @@ def zero_where(condition: Condition, output: Tensor, at: Mapping[int, ZeroSet], 
             sets = [zero_where(term, output, at, typing) for term in terms]
             some = [s.dims for s in sets if not s.everywhere]
             return ZeroSet(frozenset.intersection(*some), False) if some else ZeroSet(everywhere=True)
-        case HoldersOf(terms):
+        case HoldersOf(terms, filler):
             holders = [(dims_of(term, typing), at[id(term)]) for term in terms]
+            levels = {zeros.level for _, zeros in holders}
+            if len(levels) > 1 or (filler is not None and levels != {Level(filler)}):
+                return ZeroSet()
             lost = frozenset(dim for dims, zeros in holders for dim in dims if dim not in zeros)
             everywhere = all(zeros.everywhere for _, zeros in holders)
-            return ZeroSet(dims_of(output, typing) - lost, everywhere)
+            return ZeroSet(dims_of(output, typing) - lost, everywhere, levels.pop())
 
 
 def limited(zeros: ZeroSet, output: Tensor, typing: Typing) -> ZeroSet:
     """Only Dims that stand in one axis of the output: with two, each alone would have to make a zero."""
     axes_with = Counter(dim for axis in typing.axes(output) for dim in set(leaves(axis)))
-    return ZeroSet(frozenset(dim for dim in zeros.dims if axes_with[dim] == 1), zeros.everywhere)
+    return replace(zeros, dims=frozenset(dim for dim in zeros.dims if axes_with[dim] == 1))
 
 
 def divisor_uses(graph: Graph, typing: Typing) -> Iterator[Use]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.coupling.constants import divides_at
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.probing.sensitivities import Sensitivities, sensitivities_of
 from onnxprune.rules.axes import channels_along, leaves
@@ -23,14 +22,16 @@ def magnitudes(couplings: Couplings, groups: Sequence[Group]) -> Sensitivities:
 
 
 def squared_weights(couplings: Couplings, group: Group) -> np.ndarray:
-    """For each channel, the sum of squares of its slices; divisors do not count."""
+    """For each channel, the sum of squares of what its slices stand for; divisors do not count."""
     totals = {dim: np.zeros(dim.size) for dim in group.dims}
     for name in dict.fromkeys(slot.tensor for slot in group.slices):
         constant = couplings.graph.constants[name]
         use, tensor = couplings.constant_uses(name)[0]
-        if not constant.is_weight or divides_at(couplings, name, use):
+        if not constant.is_weight or couplings.zeroing.divides(name, use, couplings.graph):
             continue
-        squares = np.square(constant.array().astype(np.float64))
+        coding = couplings.zeroing.coding(name, use, couplings.graph)
+        numbers = constant.array()
+        squares = np.square(numbers.astype(np.float64) if coding is None else coding.decoded(numbers, couplings.graph))
         for number, axis in enumerate(couplings.typing.axes(tensor)):
             along = np.moveaxis(squares, number, 0).reshape(squares.shape[number], -1).sum(1)
             for dim in set(leaves(axis)) & totals.keys():

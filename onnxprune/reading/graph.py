@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -167,8 +168,18 @@ NUMPY_TYPES = frozenset(
     and np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element)).isbuiltin == 1
 )
 """Element types that numpy knows by itself, so that ONNX Runtime hands them out and takes them back."""
+SMALL_BITS = re.compile(r"(?:U?INT|FLOAT)([24])(?:E|$)")
+"""Names of element types of which several numbers share a byte."""
+
+
+def bytes_each(element: int) -> float:
+    """Of one number in the file."""
+    small = SMALL_BITS.match(TensorProto.DataType.Name(element))
+    return int(small[1]) / 8 if small else np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element)).itemsize
+
+
 ELEMENT_BYTES: dict[int, float] = {
-    element: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element)).itemsize
+    element: bytes_each(element)
     for element in onnx.helper.get_all_tensor_dtypes()
     if element not in (TensorProto.UNDEFINED, TensorProto.STRING)
 }

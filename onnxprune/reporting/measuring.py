@@ -95,5 +95,5 @@ def figures(
 
 
 def parameter_count(model: ModelProto) -> int:
-    """Float numbers in initializers and Constant nodes."""
-    return sum(constant.size for constant in constants_of(model.graph, "").values() if constant.is_float)
+    """Learned numbers in initializers and Constant nodes, plain or quantised."""
+    return sum(constant.size for constant in constants_of(model.graph, "").values() if constant.is_weight)

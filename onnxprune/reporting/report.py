@@ -22,7 +22,7 @@ Settings = Mapping[str, str | bool | float | int | None]
 
 @dataclass(frozen=True, config=STRICT)
 class Figures:
-    """One model in numbers: MACs of one sample, float parameters, bytes, loss, accuracy (0 to 1) where labels fit."""
+    """One model in numbers: MACs of one sample, parameters, bytes, loss, accuracy (0 to 1) where labels fit."""
 
     macs: float
     params: float

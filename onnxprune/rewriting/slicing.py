@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxprune.coupling.constants import Kept, Variant, variants
 from onnxprune.coupling.couple import Couplings
+from onnxprune.reading.graph import Graph
 from onnxprune.rewriting.editing import Draft
 
 
@@ -31,12 +32,13 @@ def sliced(array: np.ndarray, variant: Variant) -> np.ndarray:
     return array
 
 
-def with_zeros(array: np.ndarray, variant: Variant) -> np.ndarray:
-    """All positions, those that would go set to zero; a divisor keeps its numbers."""
+def with_zeros(graph: Graph, array: np.ndarray, variant: Variant) -> np.ndarray:
+    """All positions, those that would go set to what stands for zero; a divisor keeps its numbers."""
     if variant.divides:
         return array
+    zeros = variant.level.numbers(graph, array.shape)
     for axis, positions in variant.kept.items():
         removed = np.ones(array.shape[axis], bool)
         removed[positions] = False
-        np.moveaxis(array, axis, 0)[removed] = 0
+        np.moveaxis(array, axis, 0)[removed] = np.moveaxis(zeros, axis, 0)[removed].astype(array.dtype)
     return array

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from onnx import ModelProto
 
 from onnxprune.coupling.constants import Kept
@@ -11,7 +13,7 @@ from onnxprune.rewriting.slicing import install, with_zeros
 
 
 def zeroed(couplings: Couplings, kept: Kept) -> ModelProto:
-    """The original, same shapes, with every slice that `kept` removes set to zero; divisors keep their numbers."""
+    """The original, same shapes, every slice that `kept` removes set to what is zero; divisors keep their numbers."""
     draft = Draft(couplings.graph)
-    install(draft, couplings, kept, with_zeros)
+    install(draft, couplings, kept, partial(with_zeros, couplings.graph))
     return draft.finish(lambda name: None)

@@ -24,7 +24,7 @@ def keeps_zero(op: Op) -> Iterator[Fact]:
     x = op.input(0)
     for y in op.results:
         yield from same_axes(x, y)
-    yield Zero(op.output(), x)
+    yield Zero(op.output(), x, moved=op.node.op_type == "Identity")
     if op.node.op_type in ("Identity", "Cast"):
         yield from copied_in_order(op)
 

@@ -85,9 +85,14 @@ class AllOf:
 
 @dataclass(frozen=True, slots=True)
 class HoldersOf:
-    """A position is zero when it is zero in each of these tensors that has it; one that none has is zero."""
+    """
+    A position is zero when it is zero in each of these tensors that has it; one that none has is zero.
+
+    Where one that has it does not fill the output, the rest are numbers `filler`.
+    """
 
     terms: tuple[Tensor, ...]
+    filler: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +108,32 @@ Condition = Tensor | AnyOf | AllOf | HoldersOf | Unsummed
 
 @dataclass(frozen=True, slots=True)
 class Zero:
-    """`output` is zero in a position when the condition holds there. Nothing said: it is zero nowhere."""
+    """
+    `output` is zero in a position when the condition holds there. Nothing said: it is zero nowhere.
+
+    `moved`: its numbers are those of the condition's tensors, so that whatever stands for zero there does so here.
+    """
 
     output: Tensor
     when: Condition
+    moved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """
+    The numbers of `tensor`, as the node reads or writes it, stand for `scale` · (number - `point`).
+
+    Both hold one number for all, one for each position of axis number `axis`, or, where they have as many axes as the
+    tensor, one for each block of positions there. Without a `point` zero stands for zero; without a `scale` it is told
+    elsewhere. Where numbers of few `bits` are packed into bytes, a removed position has the scale zero instead.
+    """
+
+    tensor: Tensor
+    scale: Tensor | None
+    point: Tensor | None
+    axis: int
+    bits: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +267,7 @@ Fact = (
     | Contracted
     | Stores
     | Zero
+    | Quantized
     | Pointwise
     | MayAdd
     | Divisor

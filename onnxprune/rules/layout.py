@@ -83,7 +83,7 @@ def concat(op: Op) -> Iterator[Fact]:
     yield Equal(joined[along], sum_of(part[along] for part in op.tensors))
     for part in op.tensors:
         yield from same_axes(part, joined, except_=(along,))
-    yield Zero(joined, HoldersOf(op.tensors))
+    yield Zero(joined, HoldersOf(op.tensors), moved=True)
     if joined.rank == 1:
         sources = [(index, element) for index, part in enumerate(op.tensors) for element in range(part[0].size)]
         yield from copied_in_order(op, sources)
@@ -99,7 +99,7 @@ def split(op: Op) -> Iterator[Fact]:
     yield Equal(x[along], sum_of(part[along] for part in op.results))
     for part in op.results:
         yield from same_axes(x, part, except_=(along,))
-        yield Zero(part, x)
+        yield Zero(part, x, moved=True)
     place = "split" if op.opset < 13 else 1
     for element, part in enumerate(op.results):
         yield Stores(place, element, part[along], replaces="num_outputs")
@@ -166,15 +166,17 @@ def pad(op: Op) -> Iterator[Fact]:
             yield Equal(y[axis], sum_of((before, x[axis], after)))
             yield Stores(op.place("pads", 1), element, before)
             yield Stores(op.place("pads", 1), element + len(axes), after)
-    if constant and padding_is_zero(op):
-        yield Zero(y, HoldersOf((x,)))
+    padding = padded_with(op)
+    if constant and padding is not None:
+        yield Zero(y, HoldersOf((x,), padding), moved=True)
 
 
-def padding_is_zero(op: Op) -> bool:
+def padded_with(op: Op) -> float | None:
+    """The constant that the positions before and after hold; None where it is computed."""
     value = op.optional(2)
     if value is None:
-        return float(op.attribute("value", 0.0)) == 0
-    return value.value is not None and not value.value.any()
+        return float(op.attribute("value", 0.0))
+    return None if value.value is None else float(value.value.reshape(-1)[0])
 
 
 @rule("Gather")
@@ -191,7 +193,7 @@ def gather(op: Op) -> Iterator[Fact]:
         yield Equal(before, after)
     yield Frozen(looked_up, f"{op.node.label} looks positions up by number")
     yield from fixed(index.axes, "indices") if index.value is not None else ()
-    yield Zero(y, x)
+    yield from moved(op)
     if x.rank == 1 and index.value is not None:
         yield from copied_in_order(op, [(0, int(number) % x[0].size) for number in index.value.reshape(-1)])
 
@@ -267,4 +269,4 @@ def trilu(op: Op) -> Iterator[Fact]:
     yield from same_axes(x, y)
     for axis in x[-2:]:
         yield Frozen(axis, f"{op.node.label} tells its positions apart by number")
-    yield from moved(op)
+    yield Zero(y, x)

@@ -71,10 +71,14 @@ class Op:
 
     def output(self, index: int = 0) -> Tensor:
         """Output number `index`, which must be used."""
-        tensor = self.outputs[index] if index < len(self.outputs) else None
+        tensor = self.optional_output(index)
         if tensor is None:
             raise NotUnderstood(f"output {index} is not used")
         return tensor
+
+    def optional_output(self, index: int) -> Tensor | None:
+        """Output number `index`, or None where it is not used."""
+        return self.outputs[index] if index < len(self.outputs) else None
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """The attribute's Python value, or `default`."""

@@ -25,7 +25,7 @@ def same_axes(left: Tensor, right: Tensor, *, except_: Iterable[int] = ()) -> It
 
 def moved(op: Op) -> Iterator[Fact]:
     """The first output holds the numbers of the first input, moved about: zeros stay zeros."""
-    yield Zero(op.output(), op.input(0))
+    yield Zero(op.output(), op.input(0), moved=True)
 
 
 def fixed(axes: Iterable[Axis], what: str) -> Iterator[Fact]:
