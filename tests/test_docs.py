@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnxprune.rules.registry import rule_table
+from onnxprune.rules.table import rule_table
 
 DOCS = Path(__file__).parent.parent / "docs"
 

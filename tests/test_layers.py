@@ -25,6 +25,7 @@ BUILDERS = {
     "probing/loss_graph.py": "builds the loss into the graph",
     "rewriting/editing.py": "adds Constant nodes to models of old IR versions",
     "rewriting/mending.py": "adds the factors that mend a size",
+    "rewriting/selections.py": "selects by number what was selected by steps",
     "rewriting/shape_graph.py": "passes measured sizes through to its outputs",
 }
 """The files that build graphs and must therefore name operators, and why."""

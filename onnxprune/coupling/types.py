@@ -13,7 +13,7 @@ from onnxprune.coupling.unification import Reason, Solver
 from onnxprune.reading.graph import Constant, Graph, Node, Shape
 from onnxprune.reading.observing import other_settings
 from onnxprune.rules.axes import Axis, Dim, leaves, width
-from onnxprune.rules.facts import Contracted, Equal, Fact, Frozen, Inexact, Measured
+from onnxprune.rules.facts import Contracted, Equal, Fact, Frozen, Inexact, Lookup, Measured
 from onnxprune.rules.operation import Op, Tensor
 from onnxprune.rules.registry import facts_of, refuse
 
@@ -92,6 +92,10 @@ def solve_types(graph: Graph) -> Typing:
             solver.freeze(
                 measured, Reason(f"its width is told to {'a body' if name in graph.captured else 'the output'}")
             )
+    for one in stated:  # last, when it is known what may go
+        for fact in one.facts:
+            if isinstance(fact, Lookup):
+                solver.look_up(fact.whole, fact.found, fact.positions, one.op.node.name)
     others = tuple(seen.shapes for seen in other_settings(graph.model, graph.inputs, graph.input_shapes))
     typed = (*tensors.items(), *((tensor.name, tensor) for tensor in uses.values()))
     for shapes in others:
@@ -136,8 +140,8 @@ def seen_by(node: Node, graph: Graph, tensors: Mapping[str, Tensor], uses: dict[
     def at(index: int, name: str) -> Tensor | None:
         constant = graph.constants.get(name)
         if constant is not None and typed_by_use(constant, graph):
-            own = tensors[name].axes if takes_a_part else tuple(Dim(size) for size in constant.shape)
-            uses[node.position, index] = Tensor(name, own, small_value(constant))
+            axes = tensors[name].axes if takes_a_part else tuple(Dim(size) for size in constant.shape)
+            uses[node.position, index] = Tensor(name, axes, small_value(constant), own=True)
             return uses[node.position, index]
         tensor = tensors.get(name)
         if tensor is None:
@@ -209,6 +213,8 @@ def axes_in(fact: Fact) -> tuple[Axis, ...]:
     match fact:
         case Equal(left, right):
             return left, right
+        case Lookup(whole, found):
+            return whole, found
         case Frozen(axis, _, _) | Inexact(axis, _):
             return (axis,)
         case Contracted(tensor, number):

@@ -8,11 +8,15 @@ cannot be brought to a common form is frozen with a reason, so a solution always
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from onnxprune.rules.axes import Axis, Dim, Product, Sum, leaves, product_of, sum_of
 
 UNIT_LIMIT = 4096
 """Axes up to this size may be joined position by position."""
+
+FEW_PIECES = 32
+"""An axis of which runs of positions are looked up is cut into these: no more of them, and none of one position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,41 @@ class Solver:
     def mark_inexact(self, axis: Axis, reason: Reason) -> None:
         for dim in leaves(self.resolve(axis)):
             self._inexact.setdefault(dim, reason)
+
+    def look_up(self, whole: Axis, found: Axis, positions: tuple[int, ...], node: str) -> None:
+        """Position k of `found` is position `positions[k]` of `whole`; what is frozen is not taken apart."""
+        reasons = [self._frozen.get(leaf) for leaf in leaves(self.resolve(whole))]
+        if reasons and None not in reasons:
+            self.freeze(found, next(reason for reason in reasons if reason is not None))
+        elif whole.size > UNIT_LIMIT:
+            self._give_up((whole, found), node, "its positions are looked up one by one, and they are many")
+        elif (step := even_step(positions, whole.size)) is not None:
+            passed = Dim(step)
+            self.freeze(passed, Reason("its positions are the places between those looked up", node, by_nature=True))
+            self.equate(whole, product_of((found, passed)), node)
+        else:
+            self._look_up_runs(whole, found, positions, node)
+
+    def _look_up_runs(self, whole: Axis, found: Axis, positions: tuple[int, ...], node: str) -> None:
+        runs = runs_of(positions)
+        cuts = sorted({0, whole.size, *(end for run in runs for end in run)})
+        long = len(cuts) <= FEW_PIECES and all(end - start > 1 for start, end in pairwise(cuts))
+        pieces = self._pieces(whole, cuts, node) if long else None
+        if pieces is None:
+            cuts, pieces = list(range(whole.size + 1)), self._units(whole, node)
+        at = {cut: number for number, cut in enumerate(cuts)}
+        self.equate(found, sum_of(piece for start, end in runs for piece in pieces[at[start] : at[end]]), node)
+
+    def _pieces(self, whole: Axis, cuts: list[int], node: str) -> list[Axis] | None:
+        """The axis between each cut and the next; None where no form of the axis shows them."""
+        pieces, rest = [], whole
+        for start, end in pairwise(cuts):
+            halves = self._cut(rest, end - start, node)
+            if halves is None:
+                return None
+            pieces.append(halves[0])
+            rest = halves[1]
+        return pieces
 
     def equate(self, left: Axis, right: Axis, node: str) -> None:
         """Make both axes the same; where they have no common form, freeze both."""
@@ -301,3 +340,21 @@ class Solver:
                 after = product_of(factors[at + 1 :]).size if factors[at + 1 :] else 1
                 units_of_lead = self._units(lead, node)
                 return [unit for _ in range(before) for unit in units_of_lead for _ in range(after)]
+
+
+def runs_of(positions: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The positions as runs of consecutive ones, each by its start and its end."""
+    runs: list[tuple[int, int]] = []
+    for position in positions:
+        if runs and runs[-1][1] == position:
+            runs[-1] = (runs[-1][0], position + 1)
+        else:
+            runs.append((position, position + 1))
+    return runs
+
+
+def even_step(positions: tuple[int, ...], size: int) -> int | None:
+    """The step, where the positions are one out of every so many up to the end of the axis."""
+    step = size // len(positions) if len(positions) > 1 and size % len(positions) == 0 else 1
+    even = step > 1 and positions[0] < step and positions == tuple(range(positions[0], size, step))
+    return step if even else None

@@ -64,6 +64,14 @@ class Draft:
         del node.attribute[:]
         node.attribute.extend(kept)
 
+    def become(self, position: int, op_type: str, inputs: Sequence[str], **attributes: object) -> None:
+        """Make another operator of the standard of a node; its name and its outputs stay."""
+        node = self._nodes[position]
+        node.op_type, node.domain = op_type, ""
+        node.input[:] = inputs
+        del node.attribute[:]
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+
     def change(self, name: str, array: np.ndarray) -> None:
         """Give the constant other numbers under its own name."""
         self._changed[name] = like(self._graph.constants[name].tensor, array, name)

@@ -8,6 +8,7 @@ from onnxprune.choosing.plan import Plan
 from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings
 from onnxprune.rewriting.editing import Draft
+from onnxprune.rewriting.selections import select_by_number
 from onnxprune.rewriting.sizes import adjust_sizes
 from onnxprune.rewriting.slicing import install, sliced
 
@@ -29,4 +30,5 @@ def rewrite_kept(couplings: Couplings, kept: Kept) -> ModelProto:
     draft = Draft(couplings.graph)
     install(draft, couplings, kept, sliced)
     sizes = adjust_sizes(couplings, kept, draft)
+    select_by_number(couplings, kept, draft)
     return draft.finish(sizes.new_shape)

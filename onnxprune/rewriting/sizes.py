@@ -15,10 +15,11 @@ import numpy as np
 
 from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings
+from onnxprune.coupling.types import Stated
 from onnxprune.rewriting.editing import Draft
 from onnxprune.rewriting.mending import Candidate, Mender
 from onnxprune.rewriting.widths import Sizes
-from onnxprune.rules.facts import Stores
+from onnxprune.rules.facts import Implied, Stores
 from onnxprune.rules.operation import Op, Tensor
 
 
@@ -29,6 +30,7 @@ def adjust_sizes(couplings: Couplings, kept: Kept, draft: Draft) -> Sizes:
         stored = [fact for fact in one.facts if isinstance(fact, Stores)]
         set_stored_attributes(one.op, stored, sizes, draft)
         write_down_widths(one.op, stored, sizes, draft)
+        write_down_implied(one, sizes, draft)
     candidates = list(demanded_inputs(sizes))
     if candidates:
         Mender(sizes, draft, candidates).mend_all()
@@ -64,6 +66,13 @@ def write_down_widths(op: Op, stored: Sequence[Stores], sizes: Sizes, draft: Dra
     draft.add(name, np.array(widths, np.int64))
     draft.read_instead(position, place, name)
     draft.drop_attribute(position, absent[0].replaces)
+
+
+def write_down_implied(one: Stated, sizes: Sizes, draft: Draft) -> None:
+    """Let what followed from an old width stay as it was."""
+    for fact in one.facts:
+        if isinstance(fact, Implied) and sizes.new_width(fact.size) != fact.size.size:
+            draft.set_attribute(one.op.node.position, fact.name, fact.value)
 
 
 def is_absent(place: str | int, op: Op) -> bool:

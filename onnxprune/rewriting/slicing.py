@@ -17,7 +17,7 @@ def install(draft: Draft, couplings: Couplings, kept: Kept, form: Callable[[np.n
     for variant in variants(couplings, kept):
         constant = couplings.graph.constants[variant.constant]
         if variant.name == variant.constant:
-            if variant.kept:
+            if variant.is_other:
                 draft.change(variant.name, form(constant.array(), variant))
             continue
         draft.add(variant.name, form(constant.array(), variant), constant.tensor)
@@ -26,9 +26,11 @@ def install(draft: Draft, couplings: Couplings, kept: Kept, form: Callable[[np.n
 
 
 def sliced(array: np.ndarray, variant: Variant) -> np.ndarray:
-    """Only the positions that stay."""
+    """Only the positions that stay, and numbers of positions as they are then counted."""
     for axis, positions in variant.kept.items():
         array = np.take(array, positions, axis)
+    if variant.renumbered is not None:
+        array = variant.renumbered[array % variant.renumbered.size].astype(array.dtype)
     return array
 
 

@@ -1,5 +1,35 @@
 """What each operator says about its axes: one small function per operator, by family, found by (domain, op_type)."""
 
-from onnxprune.rules import convolution, elementwise, layout, linear, normalization, quantization, recurrent, reduction
+from onnxprune.rules import (
+    attention,
+    classical,
+    convolution,
+    elementwise,
+    frozen,
+    layout,
+    linear,
+    lookup,
+    normalization,
+    quantization,
+    recurrent,
+    reduction,
+    rotary,
+    sampling,
+)
 
-__all__ = ["convolution", "elementwise", "layout", "linear", "normalization", "quantization", "recurrent", "reduction"]
+__all__ = [
+    "attention",
+    "classical",
+    "convolution",
+    "elementwise",
+    "frozen",
+    "layout",
+    "linear",
+    "lookup",
+    "normalization",
+    "quantization",
+    "recurrent",
+    "reduction",
+    "rotary",
+    "sampling",
+]

@@ -1,6 +1,6 @@
-"""Print the table of operators with rules, as it stands in docs/operators.md: `python -m onnxprune.rules`."""
+"""Print the table of operators, as it stands in docs/operators.md: `python -m onnxprune.rules`."""
 
-from onnxprune.rules.registry import rule_table
+from onnxprune.rules.table import rule_table
 
 if __name__ == "__main__":
     print(rule_table(), end="")

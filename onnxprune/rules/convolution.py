@@ -41,6 +41,28 @@ def conv(op: Op) -> Iterator[Fact]:
     yield Macs((y[0], *y[1:], w[1], *w[2:]))
 
 
+@rule("DeformConv")
+def deform_conv(op: Op) -> Iterator[Fact]:
+    """As Conv, read at places that are offset by data; channels that share offsets shrink evenly."""
+    x, w, offset, bias, mask, y = op.input(0), op.input(1), op.input(2), op.optional(3), op.optional(4), op.output()
+    groups, offsets = int(op.attribute("group", 1)), free(int(op.attribute("offset_group", 1)))
+    group, each_out = free(groups), free(w[0].size // groups)
+    yield Equal(x[1], product_of((group, w[1])))
+    yield Equal(w[0], product_of((group, each_out)))
+    yield Equal(x[1], product_of((offsets, free(x[1].size // offsets.size))))
+    yield Equal(x[0], y[0])
+    yield Equal(y[1], w[0])
+    others = [axis for tensor in (offset, mask) if tensor is not None for axis in tensor[1:]]
+    yield from fixed((offsets, *others, *x[2:], *y[2:], *w[2:]), "spatial")
+    yield Contracted(x, 1, by=(x, w))
+    if groups > 1:
+        yield Stores("group", None, group)
+    if bias is not None:
+        yield Equal(bias[0], y[1])
+    yield Zero(y, w if bias is None else AllOf((w, bias)))
+    yield Macs((y[0], *y[1:], w[1], *w[2:]))
+
+
 @rule("ConvTranspose")
 def conv_transpose(op: Op) -> Iterator[Fact]:
     """

@@ -88,7 +88,7 @@ def zero_where_all_are(op: Op) -> Iterator[Fact]:
     yield Zero(op.output(), AllOf(op.tensors))
 
 
-@rule("Mul", "And", "BitwiseAnd")
+@rule("Mul", "And", "BitwiseAnd", "SwiGLU")
 def zero_where_any_is(op: Op) -> Iterator[Fact]:
     """f(0, x) = f(x, 0) = 0."""
     yield Pointwise()

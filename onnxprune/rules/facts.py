@@ -70,6 +70,35 @@ class Stores:
 
 
 @dataclass(frozen=True, slots=True)
+class Implied:
+    """
+    What the node does without the attribute `name` follows from the width of `size`: `value` at present.
+
+    As soon as that width changes, the attribute is written down.
+    """
+
+    name: str
+    value: float
+    size: Axis
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """
+    Position k of `found`, axis number `axis` of the first output, is position `positions[k]` of `whole`.
+
+    The constant input number `place` has these numbers, in any layout, and counts anew when positions go. Where no
+    input has them (None) the node does nothing else than look up, and becomes one that has such an input.
+    """
+
+    whole: Axis
+    found: Axis
+    axis: int
+    positions: tuple[int, ...]
+    place: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class AnyOf:
     """A position is zero when it is zero in one of these."""
 
@@ -266,6 +295,8 @@ Fact = (
     | Inexact
     | Contracted
     | Stores
+    | Implied
+    | Lookup
     | Zero
     | Quantized
     | Pointwise

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from onnxprune.rules.axes import Axis, product_of, sum_of
-from onnxprune.rules.facts import AllOf, Copied, Equal, Fact, Frozen, HoldersOf, Measured, Stores, Zero
+from onnxprune.rules.facts import AllOf, Copied, Equal, Fact, Frozen, HoldersOf, Lookup, Measured, Stores, Zero
 from onnxprune.rules.operation import NotUnderstood, Op
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import copied_in_order, fixed, free, moved, same_axes, stored_sizes
@@ -112,7 +112,7 @@ def split(op: Op) -> Iterator[Fact]:
 
 @rule("Slice")
 def slice_(op: Op) -> Iterator[Fact]:
-    """A run of positions of some axes; with a step other than 1 the axis keeps all it has."""
+    """A run of positions of some axes, or every so many of one; a step among several fixes its axis."""
     x, y = op.input(0), op.output()
     starts, ends = op.numbers("starts", 1) or [], op.numbers("ends", 2) or []
     axes = [axis % x.rank for axis in op.numbers("axes", 3) or range(len(starts))]
@@ -120,6 +120,9 @@ def slice_(op: Op) -> Iterator[Fact]:
     yield from moved(op)
     yield from same_axes(x, y, except_=axes)
     for element, (axis, start, end, step) in enumerate(zip(axes, starts, ends, steps, strict=True)):
+        if step != 1 and x.rank > 1 and len(axes) == 1:
+            yield Lookup(x[axis], y[axis], axis, tuple(range(x[axis].size)[start:end:step]), place=None)
+            continue
         if step != 1:
             yield from frozen_pair(x[axis], y[axis], f"{op.node.label} takes every {step}th position of it")
             continue
@@ -148,6 +151,7 @@ def frozen_pair(before: Axis, after: Axis, reason: str) -> Iterator[Fact]:
 
 
 @rule("Pad")
+@rule("Pad", domain="com.microsoft")
 def pad(op: Op) -> Iterator[Fact]:
     """Constant positions before and after; padding with copies of others fixes the axis."""
     x, y = op.input(0), op.output()
@@ -177,25 +181,6 @@ def padded_with(op: Op) -> float | None:
     if value is None:
         return float(op.attribute("value", 0.0))
     return None if value.value is None else float(value.value.reshape(-1)[0])
-
-
-@rule("Gather")
-def gather(op: Op) -> Iterator[Fact]:
-    """Positions of one axis looked up by index; the index's axes take its place."""
-    x, index, y = op.input(0), op.input(1), op.output()
-    along = op.axis(x)
-    looked_up = x[along]
-    for before, after in zip(x[:along], y[:along], strict=True):
-        yield Equal(before, after)
-    for before, after in zip(x[along + 1 :], y[along + index.rank :], strict=True):
-        yield Equal(before, after)
-    for before, after in zip(index.axes, y[along : along + index.rank], strict=True):
-        yield Equal(before, after)
-    yield Frozen(looked_up, f"{op.node.label} looks positions up by number")
-    yield from fixed(index.axes, "indices") if index.value is not None else ()
-    yield from moved(op)
-    if x.rank == 1 and index.value is not None:
-        yield from copied_in_order(op, [(0, int(number) % x[0].size) for number in index.value.reshape(-1)])
 
 
 @rule("Expand")
@@ -260,13 +245,3 @@ def constant(op: Op) -> Iterator[Fact]:
 def range_(op: Op) -> Iterator[Fact]:
     """Numbers that tell positions apart."""
     yield from fixed(op.output().axes, "indices")
-
-
-@rule("Trilu")
-def trilu(op: Op) -> Iterator[Fact]:
-    """A triangle of the last two axes, whose positions are told apart by number."""
-    x, y = op.input(0), op.output()
-    yield from same_axes(x, y)
-    for axis in x[-2:]:
-        yield Frozen(axis, f"{op.node.label} tells its positions apart by number")
-    yield Zero(y, x)

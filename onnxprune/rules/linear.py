@@ -61,22 +61,27 @@ def gemm(op: Op) -> Iterator[Fact]:
 
 @rule("Einsum")
 def einsum(op: Op) -> Iterator[Fact]:
-    """Axes of one letter are equal; a letter missing from the output is summed over."""
+    """Axes of one letter are equal; a letter missing from the output is summed over, one of one position broadcasts."""
     operands, y = op.tensors, op.output()
     letters_of, result = letters(str(op.attribute("equation")), operands, y)
-    seen: dict[str, Axis] = dict(zip(result, y.axes, strict=True))
-    for names, operand in zip(letters_of, operands, strict=True):
-        if len(set(names)) < len(names):
-            raise NotUnderstood("an index stands twice in one operand")
-        for number, (name, axis) in enumerate(zip(names, operand.axes, strict=True)):
-            if name not in seen:
-                yield Contracted(operand, number, by=operands)
-            elif seen[name].size != axis.size:
-                raise NotUnderstood(f"index {name!r} broadcasts")
-            yield Equal(seen.setdefault(name, axis), axis)
+    places = [
+        (operand, number, name)
+        for names, operand in zip(letters_of, operands, strict=True)
+        for number, name in enumerate(names)
+    ]
+    common: dict[str, Axis] = dict(zip(result, y.axes, strict=True))
+    for operand, number, name in sorted(places, key=lambda place: -place[0][place[1]].size):
+        common.setdefault(name, operand[number])
+    for operand, number, name in places:
+        if name not in result:
+            yield Contracted(operand, number, by=operands, affine=len(operands) == 2)
+        if operand[number].size == common[name].size:
+            yield Equal(common[name], operand[number])
+        elif operand[number].size != 1:
+            raise NotUnderstood(f"index {name!r} has {operand[number].size} and {common[name].size} positions")
     yield Zero(y, AnyOf(tuple(Unsummed(*part) for part in zip(operands, summed(letters_of, result), strict=True))))
     if len(operands) > 1:
-        yield Macs(tuple(seen.values()))
+        yield Macs(tuple(common.values()))
 
 
 def summed(letters_of: list[list[str]], result: list[str]) -> list[tuple[int, ...]]:

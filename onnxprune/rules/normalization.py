@@ -67,7 +67,7 @@ def group_norm(op: Op) -> Iterator[Fact]:
     yield Zero(y, AllOf((scale, bias)))
 
 
-@rule("LayerNormalization", "RMSNormalization")
+@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 def layer_norm(op: Op) -> Iterator[Fact]:
     """A mean (of the numbers, of their squares) over every axis from `axis` on."""
     x, scale, bias, y = op.input(0), op.input(1), op.optional(2), op.output()
@@ -81,6 +81,17 @@ def layer_norm(op: Op) -> Iterator[Fact]:
     for statistic in op.results[1:]:
         yield from same_axes(x, statistic, except_=range(start, x.rank))
     yield Zero(y, scale if bias is None else AllOf((scale, bias)))
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance(op: Op) -> Iterator[Fact]:
+    """A mean over some axes (batch and space, unless it says otherwise), divided by a deviation that zeros have not."""
+    x, y = op.input(0), op.output()
+    over = tuple(int(axis) % x.rank for axis in op.attribute("axes") or (0, 2, 3))
+    yield from same_axes(x, y)
+    for number in over:
+        yield Inexact(x[number], f"{op.node.label} takes a mean over it")
+    yield Divisor(x)
 
 
 @rule("LpNormalization")

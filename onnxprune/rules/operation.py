@@ -17,11 +17,16 @@ class NotUnderstood(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """One tensor at one node: `axes` are its dimension variables, `value` its numbers where they are known."""
+    """
+    One tensor at one node: `axes` are its dimension variables, `value` its numbers where they are known.
+
+    `own`: a constant that is this node's as far as pruning goes; should another node need other numbers, each has its.
+    """
 
     name: str
     axes: tuple[Dim, ...]
     value: np.ndarray | None = None
+    own: bool = False
 
     @overload
     def __getitem__(self, axis: int) -> Dim: ...

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxprune.rules.facts import Contracted, Divisor, Equal, Fact, Frozen, Inexact, Zero
-from onnxprune.rules.operation import Op, Tensor
+from onnxprune.rules.facts import Contracted, Divisor, Equal, Fact, Frozen, Inexact, Unsummed, Zero
+from onnxprune.rules.operation import NotUnderstood, Op, Tensor
 from onnxprune.rules.registry import rule
+from onnxprune.rules.vocabulary import same_axes
 
 SUMS = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
 
@@ -42,6 +43,33 @@ def reduce_other(op: Op) -> Iterator[Fact]:
         yield Zero(y, x)
     if op.node.op_type == "ReduceLogSum":
         yield Divisor(x)
+
+
+@rule("CumSum")
+def running_sum(op: Op) -> Iterator[Fact]:
+    """Sums of all positions before each: a sink whose axis goes on."""
+    x, y, along = op.input(0), op.output(), run_over(op)
+    yield from same_axes(x, y)
+    yield Contracted(x, along, by=(x,))
+    yield Zero(y, Unsummed(x, (along,)))
+
+
+@rule("CumProd")
+def running_product(op: Op) -> Iterator[Fact]:
+    """Products of all positions before each, which a zero would end."""
+    x, y, along = op.input(0), op.output(), run_over(op)
+    yield from same_axes(x, y)
+    yield Frozen(x[along], f"{op.node.label} runs over it")
+    if not op.attribute("exclusive", 0):
+        yield Zero(y, x)
+
+
+def run_over(op: Op) -> int:
+    """The axis, which is an input."""
+    axes = op.numbers("axis", 1)
+    if not axes:
+        raise NotUnderstood("its axis is missing")
+    return axes[0] % op.input(0).rank
 
 
 def reduced(op: Op, x: Tensor) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from onnxprune.rules.operation import NotUnderstood, Op
 Rule = Callable[[Op], Iterable[Fact]]
 
 _RULES: dict[tuple[str, str], Rule] = {}
+_REASONS: dict[tuple[str, str], str] = {}
 
 
 def rule(*op_types: str, domain: str = "") -> Callable[[Rule], Rule]:
@@ -18,11 +19,31 @@ def rule(*op_types: str, domain: str = "") -> Callable[[Rule], Rule]:
 
     def register(function: Rule) -> Rule:
         for op_type in op_types:
-            assert (domain, op_type) not in _RULES, f"two rules for {op_type}"
+            assert (domain, op_type) not in _RULES | _REASONS, f"two words on {op_type}"
             _RULES[domain, op_type] = function
         return function
 
     return register
+
+
+def keeps_all(*op_types: str, because: str, domain: str = "") -> None:
+    """Register these operators as such that keep all positions; `because` goes on after the operator's name."""
+    for op_type in op_types:
+        assert (domain, op_type) not in _RULES | _REASONS, f"two words on {op_type}"
+        _REASONS[domain, op_type] = because
+
+
+def frozen_operators() -> dict[tuple[str, str], str]:
+    """Every (domain, op_type) that keeps all positions, and why."""
+    return dict(sorted(_REASONS.items()))
+
+
+def said_of(domain: str, op_type: str) -> str:
+    """The first line of an operator's rule, or why it keeps all positions; empty where nobody speaks for it."""
+    speak = _RULES.get((domain, op_type))
+    if speak is None:
+        return _REASONS.get((domain, op_type), "")
+    return next(line.strip() for line in (speak.__doc__ or "").splitlines() if line.strip()).rstrip(":")
 
 
 def known_operators() -> tuple[tuple[str, str], ...]:
@@ -30,29 +51,23 @@ def known_operators() -> tuple[tuple[str, str], ...]:
     return tuple(sorted(_RULES))
 
 
-def rule_table() -> str:
-    """A Markdown table of every operator with a rule and what the rule says, in the rules' own words."""
-    rows = []
-    for domain, op_type in known_operators():
-        said = next(line.strip() for line in (_RULES[domain, op_type].__doc__ or "").splitlines() if line.strip())
-        rows.append(f"| `{domain + '.' if domain else ''}{op_type}` | {said.rstrip(':').replace('|', '/')} |")
-    head = (
-        "# Operators with rules\n\nAny other operator freezes the axes it touches, and `onnxprune inspect` names it.\n"
-    )
-    return "\n".join([head, "| operator | its rule |", "| --- | --- |", *rows, ""])
-
-
 def facts_of(op: Op) -> tuple[Fact, ...]:
     """All that is known about the node; an operator or form without a rule freezes every axis it touches."""
     speak = _RULES.get((op.node.domain, op.node.op_type))
     if speak is None:
-        return tuple(refuse(op, f"no rule for operator {op.node.label}"))
+        return tuple(refuse(op, why_frozen(op)))
     try:
         return tuple(speak(op))
     except NotUnderstood as why:
         return tuple(refuse(op, f"{op.node.label}: {why}"))
     except (ValueError, IndexError, TypeError) as why:  # a rule takes its node apart and finds other pieces
         return tuple(refuse(op, f"{op.node.label} has a form that its rule does not expect: {why}"))
+
+
+def why_frozen(op: Op) -> str:
+    """What keeps all positions of an operator without a rule."""
+    because = _REASONS.get((op.node.domain, op.node.op_type))
+    return f"{op.node.label} {because}" if because else f"no rule for operator {op.node.label}"
 
 
 def refuse(op: Op, reason: str) -> Iterator[Fact]:

@@ -167,7 +167,7 @@ def test_random_draws_are_left_alone() -> None:
         """,
         opset=18,
     )
-    assert "no rule for operator Bernoulli" in reasons(coupled(model))
+    assert "Bernoulli draws its random numbers position by position" in reasons(coupled(model))
 
 
 def test_dropout_in_training_is_left_alone() -> None:
@@ -462,3 +462,18 @@ def test_where_with_a_number_for_the_others() -> None:
     """
     assert_removal_equals_zeroing(build(text.format(number="0.0")), groups={"a": 8})
     assert_inexact(build(text.format(number="0.5")), {"a": 8})
+
+
+def test_swiglu() -> None:
+    """A gate times a value: zero where either is."""
+    model = build(
+        """
+        a = MatMul(x[N,4,5], w1[5,8])
+        b = MatMul(x, w2[5,8])
+        c = SwiGLU<alpha=0.5>(a, b)
+        t = Transpose<perm=[0,2,1]>(c)
+        y = MatMul(c, t)
+        """,
+        opset=28,
+    )
+    assert_removal_equals_zeroing(model, groups={"a": 8})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from onnxprune.repairing.consumers import consumers
 from tests.models import OPSETS, build, definitions, since
-from tests.oracle import assert_inexact, assert_removal_equals_zeroing, reasons
+from tests.oracle import assert_inexact, assert_removal_equals_zeroing, coupled
 
 
 @pytest.mark.parametrize("opset", definitions("MatMul"))
@@ -139,16 +140,38 @@ def test_einsum(first: str, second: str, sizes: list[int], opset: int) -> None:
     assert_removal_equals_zeroing(model, groups=sizes)
 
 
-@pytest.mark.parametrize("product", ['Einsum<equation="nii->ni">(h)', 'Einsum<equation="nij,ik->nik">(h, w2[1,8])'])
-def test_an_einsum_that_is_not_understood_freezes(product: str) -> None:
-    """A letter twice in one operand, or one that broadcasts, keeps every axis."""
-    model = build(f"""
-        h = MatMul(x[2,8,5], w1[5,8])
-        a = {product}
-        y = ReduceL2(a)
+@pytest.mark.parametrize(
+    ("made", "read", "groups"),
+    [
+        ('Einsum<equation="ni,iab->nab">(x[2,5], w1[5,8,8])', 'Einsum<equation="naa,ap->np">(a, w2[8,3])', {"a": 8}),
+        ('Einsum<equation="ni,io->no">(x[2,5], w1[5,8])', 'Einsum<equation="no,po->np">(a, w2[3,1])', {"a": 8}),
+        ('Einsum<equation="...si,...io->...so">(x[2,4,5], w1[1,5,8])', 'Einsum<equation="...o->...">(a)', {"a": 8}),
+        (
+            'Einsum<equation="...si,...io->...so">(x[2,4,5], w1[2,5,8])',
+            'Einsum<equation="...o,op->...p">(a, w2[8,3])',
+            {"a": 8},
+        ),
+    ],
+)
+def test_einsum_of_diagonals_and_of_what_broadcasts(made: str, read: str, groups: dict[str, int]) -> None:
+    """A letter twice in one operand is one axis; where a letter has one position, nothing is said of that."""
+    assert_removal_equals_zeroing(build(f"a = {made}\n y = {read}"), groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("equation", "weight"), [("nso,op->nsp", "[8,3]"), ("nso,po->pns", "[3,8]"), ("nso,ho->nsh", "[3,8]")]
+)
+def test_an_einsum_with_one_constant_is_refitted(equation: str, weight: str) -> None:
+    """It is a layer like any other: its output is a sum of products with one constant."""
+    couplings = coupled(
+        build(f"""
+        a = MatMul(x[2,4,5], w1[5,8])
+        b = Relu(a)
+        y = Einsum<equation="{equation}">(b, w2{weight})
     """)
-    couplings = assert_removal_equals_zeroing(model, groups={})
-    assert any(reason.startswith("Einsum: index") or "an index stands twice" in reason for reason in reasons(couplings))
+    )
+    (consumer,) = (one for one in consumers(couplings) if one.input == "b")
+    assert (consumer.weight, weight[1 + 2 * consumer.summed]) == (1, "8")
 
 
 @pytest.mark.parametrize("opset", OPSETS)

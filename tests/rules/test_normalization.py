@@ -205,3 +205,25 @@ def test_softmax_ran_over_all_later_axes(opset: int) -> None:
         opset=opset,
     )
     assert_removal_equals_zeroing(model, groups={})
+
+
+@pytest.mark.parametrize("opset", definitions("MeanVarianceNormalization"))
+def test_mean_variance_normalization_over_space(opset: int) -> None:
+    """Each channel by itself where only batch and space are averaged; one that is nothing but zeros has no value."""
+    text = """
+        a = Conv(x[N,3,4,4], w1[8,3,1,1])
+        e = {}(a)
+        b = MeanVarianceNormalization(e)
+        y = Conv(b, w2[4,8,1,1])
+    """
+    assert_inexact(build(text.format("Relu"), opset=opset), {"a": 8})
+
+
+def test_mean_variance_normalization_over_channels_is_inexact() -> None:
+    """A mean depends on how many channels there are."""
+    model = build("""
+        a = Conv(x[N,3,4,4], w1[8,3,1,1])
+        b = MeanVarianceNormalization<axes=[1,2,3]>(a)
+        y = Conv(b, w2[4,8,1,1])
+    """)
+    assert_inexact(model, {"a": 8})

@@ -148,3 +148,66 @@ def test_reduction_without_axes(name: str, noop: int) -> None:
         y = {read}
     """)
     assert_removal_equals_zeroing(model, groups={"a": 8})
+
+
+@pytest.mark.parametrize("exclusive", [0, 1])
+@pytest.mark.parametrize("reverse", [0, 1])
+@pytest.mark.parametrize("axis", ["1", "-1"])
+def test_running_sums(exclusive: int, reverse: int, axis: str) -> None:
+    """To sums of all channels before, a zero adds nothing; the channels go on behind them."""
+    model = build(f"""
+        a = MatMul(x[N,5], w1[5,8])
+        b = Tanh(a)
+        c = CumSum<exclusive={exclusive}, reverse={reverse}>(b, axis[]{{{axis}}})
+        y = MatMul(c, w2[8,3])
+    """)
+    assert_removal_equals_zeroing(model, groups={"a": 8})
+
+
+def test_running_sums_over_what_is_not_zero() -> None:
+    """A zeroed channel that is not zero any more counts in all sums behind it; the sums are not zero there either."""
+    assert_inexact(
+        build("""
+        a = MatMul(x[N,5], w1[5,8])
+        b = Sigmoid(a)
+        c = CumSum(b, axis[]{1})
+        y = MatMul(c, w2[8,3])
+    """),
+        {"a": 8},
+    )
+    assert_inexact(
+        build("""
+        a = MatMul(x[N,5], w1[5,8])
+        c = CumSum(a, axis[]{1})
+        y = ReduceSum(c, axes{1})
+    """),
+        {"a": 8},
+    )
+
+
+@pytest.mark.parametrize("name", ["CumSum", "CumProd"])
+def test_running_along_time(name: str) -> None:
+    """Channels that are not run over are free."""
+    model = build(
+        f"""
+        a = MatMul(x[N,4,5], w1[5,8])
+        b = {name}(a, axis[]{{1}})
+        y = ReduceSum(b, axes{{2}})
+        """,
+        opset=18 if name == "CumSum" else 26,
+    )
+    assert_removal_equals_zeroing(model, groups={"a": 8})
+
+
+def test_running_products_over_channels_freeze_them() -> None:
+    """A zero would end all products behind it."""
+    model = build(
+        """
+        a = MatMul(x[N,5], w1[5,8])
+        b = CumProd(a, axis[]{1})
+        y = MatMul(b, w2[8,3])
+        """,
+        opset=26,
+    )
+    couplings = assert_removal_equals_zeroing(model, groups={})
+    assert "CumProd runs over it" in reasons(couplings)

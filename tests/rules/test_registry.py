@@ -11,16 +11,31 @@ from onnx import helper
 from onnxprune.reading.graph import Node
 from onnxprune.rules.axes import Dim
 from onnxprune.rules.operation import Op, Tensor
-from onnxprune.rules.registry import facts_of, known_operators
+from onnxprune.rules.registry import facts_of, frozen_operators, known_operators, said_of
+from onnxprune.rules.table import standard_operators
 from tests.models import build
 from tests.oracle import assert_removal_equals_zeroing, reasons
 
 UNKNOWN = {
-    "CumSum": "b = CumSum(a, axis[]{1})",
-    "LRN": "b = LRN<size=3>(a)",
-    "GatherElements": "b = GatherElements<axis=1>(a, i[1,8,1,1]{0,1,2,3,4,5,6,7})",
-    "com.microsoft.QuickGelu": "b = com.microsoft.QuickGelu(a)",
+    "com.microsoft.IsAllFinite": "b0 = com.microsoft.IsAllFinite(a)\n b1 = Cast<to=1>(b0)\n b = Mul(a, b1)",
 }
+
+
+@pytest.mark.parametrize("operator", standard_operators(), ids=lambda operator: ".".join(operator))
+def test_every_operator_of_the_standard_has_a_word_said_on_it(operator: tuple[str, str]) -> None:
+    """It has a rule, or a reason of its own to keep all positions."""
+    assert said_of(*operator)
+
+
+@pytest.mark.parametrize("operator", frozen_operators(), ids=lambda operator: ".".join(operator))
+def test_operators_that_keep_all_positions_say_why(operator: tuple[str, str]) -> None:
+    """Every axis freezes, for the reason that the table gives."""
+    domain, op_type = operator
+    node = Node("n", 0, domain, op_type, ("a",), ("b",), {}, ())
+    op = Op(node, (Tensor("a", (Dim(2), Dim(3))),), (Tensor("b", (Dim(3),)),), 18)
+    facts = facts_of(op)
+    assert {fact.axis for fact in facts} == {*op.input(0).axes, *op.output().axes}
+    assert {fact.reason for fact in facts} == {f"{node.label} {frozen_operators()[operator]}"}
 
 
 @pytest.mark.parametrize("operator", known_operators(), ids=lambda operator: operator[1])
