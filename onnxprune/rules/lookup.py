@@ -9,7 +9,7 @@ import numpy as np
 from onnxprune.rules.facts import AllOf, Divisor, Equal, Fact, Frozen, Lookup, Zero
 from onnxprune.rules.operation import NotUnderstood, Op, Tensor
 from onnxprune.rules.registry import rule
-from onnxprune.rules.vocabulary import copied_in_order, fixed, same_axes
+from onnxprune.rules.vocabulary import copied_in_order, fixed, moved, same_axes
 
 
 def by_number(op: Op) -> str:
@@ -43,7 +43,7 @@ def gather(op: Op) -> Iterator[Fact]:
         yield Equal(before, after)
     for before, after in zip(index.axes, y[along : along + index.rank], strict=True):
         yield Equal(before, after)
-    yield Zero(y, x)
+    yield from moved(op)
     yield from numbers_stay(index)
     if index.rank == 1 and x.rank > 1:
         yield from looked_up(op, x, along, index, index.value)
@@ -61,7 +61,7 @@ def gather_elements(op: Op) -> Iterator[Fact]:
     along = op.axis(x)
     yield from same_axes(index, y)
     yield from shared_or_cut(op, x, y, along)
-    yield Zero(y, x)
+    yield from moved(op)
     yield from numbers_stay(index)
     yield from looked_up(op, x, along, index, alike_along(index.value, along))
 
@@ -99,7 +99,7 @@ def gather_nd(op: Op) -> Iterator[Fact]:
     for before, after in zip(x[batch + depth :], y[index.rank - 1 :], strict=True):
         yield Equal(before, after)
     yield from fixed(index[-1:], "indices")
-    yield Zero(y, x)
+    yield from moved(op)
     yield from numbers_stay(index)
     if (batch, depth, index.rank, y.rank) == (0, 1, 2, x.rank):
         yield from looked_up(op, x, 0, index, None if index.value is None else index.value.reshape(-1))
@@ -167,7 +167,7 @@ def top_k(op: Op) -> Iterator[Fact]:
         yield from same_axes(x, y, except_=(along,))
         yield Frozen(y[along], f"{op.node.label} ranks its positions")
     if op.outputs[0] is not None:
-        yield Zero(op.outputs[0], x)
+        yield Zero(op.outputs[0], x, moved=True)
 
 
 @rule("Compress")
@@ -180,7 +180,7 @@ def compress(op: Op) -> Iterator[Fact]:
     yield from same_axes(x, y, except_=(along,))
     for axis in (x[along], y[along]):
         yield Frozen(axis, f"{op.node.label} picks its positions by number")
-    yield Zero(y, x)
+    yield from moved(op)
 
 
 @rule("Unique")
@@ -213,7 +213,7 @@ def reverse_sequence(op: Op) -> Iterator[Fact]:
     yield Frozen(x[time], f"{op.node.label} turns it round")
     yield Equal(lengths[0], x[batch])
     yield from numbers_stay(lengths)
-    yield Zero(y, x)
+    yield from moved(op)
 
 
 @rule("Trilu")

@@ -19,7 +19,7 @@ from onnxprune.rules.facts import (
 )
 from onnxprune.rules.operation import NotUnderstood, Op, Tensor
 from onnxprune.rules.registry import rule
-from onnxprune.rules.vocabulary import broadcast, fixed, free, same_axes
+from onnxprune.rules.vocabulary import broadcast, fixed, free, moved, same_axes
 
 MS = "com.microsoft"
 
@@ -206,4 +206,4 @@ def expand_dims(op: Op) -> Iterator[Fact]:
     old = [axis for number, axis in enumerate(y.axes) if number != new % y.rank]
     for before, after in zip(x.axes, old, strict=True):
         yield Equal(before, after)
-    yield Zero(y, x)
+    yield from moved(op)

@@ -8,7 +8,7 @@ from onnxprune.rules.axes import product_of
 from onnxprune.rules.facts import AllOf, Equal, Fact, Frozen, Unsummed, Zero
 from onnxprune.rules.operation import NotUnderstood, Op, Tensor
 from onnxprune.rules.registry import rule
-from onnxprune.rules.vocabulary import fixed, free, moved, same_axes
+from onnxprune.rules.vocabulary import fixed, free, same_axes
 
 
 @rule("GridSample")
@@ -20,7 +20,7 @@ def grid_sample(op: Op) -> Iterator[Fact]:
     yield Equal(grid[0], y[0])
     yield Equal(x[1], y[1])
     yield from fixed((*x[2:], *y[2:], *grid[1:]), "spatial")
-    yield from moved(op)
+    yield Zero(y, x)
 
 
 @rule("RoiAlign", "MaxRoiPool")
@@ -34,7 +34,7 @@ def regions(op: Op) -> Iterator[Fact]:
     yield from fixed((*x[2:], *y[2:], *rois[1:]), "spatial")
     for index in op.tensors[2:3]:
         yield from fixed(index.axes, "regions")
-    yield from moved(op)
+    yield Zero(y, x)
 
 
 @rule("Col2Im")
@@ -45,7 +45,7 @@ def col2im(op: Op) -> Iterator[Fact]:
     yield from fixed((places, *x[2:], *y[2:]), "spatial")
     yield Equal(x[0], y[0])
     yield Equal(x[1], product_of((y[1], places)))
-    yield from moved(op)
+    yield Zero(y, x)
 
 
 @rule("MaxUnpool")
@@ -103,7 +103,7 @@ def center_crop_pad(op: Op) -> Iterator[Fact]:
     for number in axes:
         for axis in (x[number], y[number]):
             yield Frozen(axis, f"{op.node.label} crops or pads it around its middle")
-    yield from moved(op)
+    yield Zero(y, x)
 
 
 @rule("LRN")
