@@ -19,6 +19,7 @@ WHOLE_RUNS = ("clock", "pruner", "finishing", "options", "job", "pipeline", "cli
 STAGES = (*FIRST_STAGES, *LATER_STAGES, *WHOLE_RUNS)
 
 BUILDERS = {
+    "reading/bodies.py": "tells how tensors pass through bodies, by which their insides are run",
     "reading/graph.py": "Constant nodes hold weights",
     "reading/observing.py": "adds nodes that measure, and zeros in place of weights",
     "probing/engine/splitting.py": "puts gates in front of sinks",
@@ -28,7 +29,7 @@ BUILDERS = {
     "rewriting/selections.py": "selects by number what was selected by steps",
     "rewriting/shape_graph.py": "passes measured sizes through to its outputs",
 }
-"""The files that build graphs and must therefore name operators, and why."""
+"""The files that build graphs, or run parts of them, and must therefore name operators, and why."""
 
 
 def stage_of(module: str) -> str | None:

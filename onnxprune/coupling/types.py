@@ -11,10 +11,10 @@ import numpy as np
 
 from onnxprune.coupling.unification import Reason, Solver
 from onnxprune.reading.graph import Constant, Graph, Node, Shape
-from onnxprune.reading.observing import other_settings
+from onnxprune.reading.observing import Observation, other_settings
 from onnxprune.rules.axes import Axis, Dim, leaves, width
 from onnxprune.rules.facts import Contracted, Equal, Fact, Frozen, Inexact, Lookup, Measured
-from onnxprune.rules.operation import Op, Tensor
+from onnxprune.rules.operation import BodyOf, Op, Tensor
 from onnxprune.rules.registry import facts_of, refuse
 
 SHARED_ELEMENTS = 1024
@@ -66,18 +66,16 @@ def solve_types(graph: Graph) -> Typing:
     solver = Solver()
     tensors = {name: Tensor(name, tuple(Dim(size) for size in shape)) for name, shape in graph.shapes.items()}
     uses: dict[Use, Tensor] = {}
-    stated: list[Stated] = []
+    said: dict[int, Stated] = {}
     knowable: set[str] = set(graph.constants)
-    for node in graph.nodes:
-        op = seen_by(node, graph, tensors, uses, knowable)
+    others = tuple(other_settings(graph.model, graph.inputs, graph.input_shapes))
+    for node in graph.in_order:
+        op = seen_by(node, graph, tensors, uses, knowable, others)
         facts = facts_of(op) if understood(node, graph) else tuple(refuse(op, unreadable(node)))
-        stated.append(Stated(op, facts))
+        said[node.position] = Stated(op, facts)
         if any(isinstance(fact, Measured) for fact in facts) or follows(node, knowable):
             knowable.update(node.outputs)
-        for name in node.captured:
-            if name in tensors:
-                for axis in tensors[name].axes:
-                    solver.freeze(axis, Reason(unreadable(node), node.name))
+    stated = [said[node.position] for node in graph.nodes]
     for one in stated:
         for fact in one.facts:
             hear(fact, one.op.node, solver)
@@ -87,20 +85,18 @@ def solve_types(graph: Graph) -> Typing:
         side = "input" if port in graph.inputs else "output"
         for axis in tensors[port.name].axes if port.name in tensors else ():
             solver.freeze(axis, Reason(f"it is an axis of the model's {side} {port.name!r}"))
-    for name in knowable.intersection((*graph.captured, *(port.name for port in graph.outputs))):
+    for name in knowable & graph.given_out:
         for measured in measured_behind(name, graph, stated):
-            solver.freeze(
-                measured, Reason(f"its width is told to {'a body' if name in graph.captured else 'the output'}")
-            )
+            solver.freeze(measured, Reason("its width is told to the output of the model, or of a body"))
     for one in stated:  # last, when it is known what may go
         for fact in one.facts:
             if isinstance(fact, Lookup):
                 solver.look_up(fact.whole, fact.found, fact.positions, one.op.node.name)
-    others = tuple(seen.shapes for seen in other_settings(graph.model, graph.inputs, graph.input_shapes))
     typed = (*tensors.items(), *((tensor.name, tensor) for tensor in uses.values()))
-    for shapes in others:
-        freeze_what_moves(solver, [(tensor, shapes.get(name, tensor.shape)) for name, tensor in typed])
-    return Typing(solver, tuple(stated), tensors, uses, frozenset(knowable), others)
+    for other in others:
+        freeze_what_moves(solver, [(tensor, other.shapes.get(name, tensor.shape)) for name, tensor in typed])
+    shapes = tuple(other.shapes for other in others)
+    return Typing(solver, tuple(stated), tensors, uses, frozenset(knowable), shapes)
 
 
 def measured_behind(name: str, graph: Graph, stated: Sequence[Stated]) -> Iterator[Axis]:
@@ -123,7 +119,10 @@ def freeze_what_moves(solver: Solver, observed: Sequence[tuple[Tensor, Shape]]) 
 
     A table that is cut at a dynamic length has the type  length + rest  at one setting only: the rest moves.
     """
-    axes = [pair for tensor, shape in observed for pair in zip(tensor.axes, shape, strict=True)]
+    for tensor, shape in observed:
+        for dim in tensor.axes if tensor.rank != len(shape) else ():
+            solver.freeze(dim, Reason(f"{tensor.name!r} has another number of axes at another dynamic size"))
+    axes = [pair for tensor, shape in observed for pair in zip(tensor.axes, shape, strict=False)]
     resolved = [(solver.resolve(axis), size) for axis, size in axes]
     sizes: dict[Dim, int] = {}
     for axis, size in resolved:
@@ -134,7 +133,14 @@ def freeze_what_moves(solver: Solver, observed: Sequence[tuple[Tensor, Shape]]) 
             solver.freeze(axis, Reason("its positions move with a dynamic size"))
 
 
-def seen_by(node: Node, graph: Graph, tensors: Mapping[str, Tensor], uses: dict[Use, Tensor], knowable: set[str]) -> Op:
+def seen_by(
+    node: Node,
+    graph: Graph,
+    tensors: Mapping[str, Tensor],
+    uses: dict[Use, Tensor],
+    knowable: set[str],
+    others: Sequence[Observation],
+) -> Op:
     """The node with its typed tensors; constants that are typed by use get fresh Dims here."""
 
     def at(index: int, name: str) -> Tensor | None:
@@ -147,13 +153,24 @@ def seen_by(node: Node, graph: Graph, tensors: Mapping[str, Tensor], uses: dict[
         if tensor is None:
             return None
         value = graph.values.get(name) if name in knowable else None
+        if value is not None and value.dtype == bool and any(differs(value, name, other) for other in others):
+            value = None  # what decides must decide the same at every setting
         return Tensor(name, tensor.axes, small_value(constant) if constant else value)
 
     takes_a_part = follows(node, knowable) and cuts_a_constant(node, graph)
     inputs = tuple(at(index, name) for index, name in enumerate(node.inputs))
     outputs = tuple(tensors.get(name) for name in node.outputs)
     domain_version = graph.opsets.get(node.domain, 0)
-    return Op(node, inputs, outputs, domain_version)
+    bodies = tuple(
+        BodyOf(tuple(map(tensors.get, body.inputs)), tuple(map(tensors.get, body.outputs)))
+        for body in graph.bodies.get(node.position, ())
+    )
+    return Op(node, inputs, outputs, domain_version, bodies)
+
+
+def differs(value: np.ndarray, name: str, other: Observation) -> bool:
+    """Has the tensor other numbers at another setting?"""
+    return not np.array_equal(value, other.values.get(name, value))
 
 
 def cuts_a_constant(node: Node, graph: Graph) -> bool:
@@ -166,7 +183,7 @@ def cuts_a_constant(node: Node, graph: Graph) -> bool:
 def typed_by_use(constant: Constant, graph: Graph) -> bool:
     vector = sum(size > 1 for size in constant.shape) <= 1
     thrift = vector if constant.is_weight else constant.size < SHARED_ELEMENTS
-    return thrift and constant.name not in graph.captured and all(port.name != constant.name for port in graph.outputs)
+    return thrift and constant.name not in graph.given_out
 
 
 def small_value(constant: Constant) -> np.ndarray | None:
@@ -175,13 +192,15 @@ def small_value(constant: Constant) -> np.ndarray | None:
 
 
 def understood(node: Node, graph: Graph) -> bool:
-    """Are all its tensors tensors of known shape, and has it no body?"""
+    """Are all its tensors tensors of known shape?"""
     names = [name for name in (*node.inputs, *node.outputs) if name]
-    return not node.has_body and all(name in graph.shapes for name in names)
+    return all(name in graph.shapes for name in names)
 
 
 def unreadable(node: Node) -> str:
-    return f"{node.label} " + ("has a body that is not analysed" if node.has_body else "works on more than tensors")
+    if node.inside is None:
+        return f"{node.label} works on more than tensors"
+    return f"{node.label} stands in a body that does not run at the sizes tried, or works on more than tensors"
 
 
 def follows(node: Node, knowable: set[str]) -> bool:
@@ -221,6 +240,11 @@ def axes_in(fact: Fact) -> tuple[Axis, ...]:
             return (tensor[number],)
         case _:
             return ()
+
+
+def facts_in_main(typing: Typing, kind: type[F]) -> Iterator[tuple[Op, F]]:
+    """Every fact of one kind that was said of a node of the main graph."""
+    return ((op, fact) for op, fact in facts_where(typing, kind) if op.node.inside is None)
 
 
 def facts_where(typing: Typing, kind: type[F]) -> Iterator[tuple[Op, F]]:

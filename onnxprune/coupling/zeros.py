@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxprune.coupling.codings import PLAIN, Coding, Level, codings_of, level_of
-from onnxprune.coupling.types import Typing, Use, facts_where
+from onnxprune.coupling.types import Stated, Typing, Use, facts_where
 from onnxprune.coupling.unification import Reason
 from onnxprune.reading.graph import Graph
 from onnxprune.rules.axes import Dim, leaves
@@ -75,22 +75,57 @@ def mark_inexact_sinks(graph: Graph, typing: Typing) -> Zeroing:
     Returns how constants are zeroed.
     """
     zeroing = Zeroing(frozenset(divisor_uses(graph, typing)), codings_of(graph, typing))
-    known: dict[str, ZeroSet] = {}
+    known = zeros_known(graph, typing, zeroing)
     for one in typing.stated:
-        held = zero_sets_at(one.op, graph, typing, known, zeroing)
-        points = {id(fact.tensor): level_of(fact, graph) for fact in one.facts if isinstance(fact, Quantized)}
-        read = {key: zeros.at(points.get(key, PLAIN)) for key, zeros in held.items()}
+        read = Held(one, graph, typing, known, zeroing).read
         for fact in one.facts:
-            if isinstance(fact, Zero):
-                zeros = zero_where(fact.when, fact.output, held if fact.moved else read, typing)
-                moved = zeros if zeros.level.axis is None else ZeroSet()
-                made = replace(zeros, level=points.get(id(fact.output), PLAIN))
-                known[fact.output.name] = limited(moved if fact.moved else made, fact.output, typing)
-            elif isinstance(fact, Contracted):
+            if isinstance(fact, Contracted):
                 mark_sink(fact, one.op, read, typing)
             elif isinstance(fact, Divisor):
                 mark_divisor(fact, one.op, read, typing)
     return zeroing
+
+
+class Held:
+    """
+    The zero set of each tensor that a node sees, by the tensor's identity: as the tensor holds it, and as the node
+    reads it, that is, where it equals what the node takes for zero.
+    """
+
+    def __init__(
+        self, one: Stated, graph: Graph, typing: Typing, known: Mapping[str, ZeroSet], zeroing: Zeroing
+    ) -> None:
+        self._one, self._typing = one, typing
+        self._points = {id(fact.tensor): level_of(fact, graph) for fact in one.facts if isinstance(fact, Quantized)}
+        self._held = zero_sets_at(one.op, graph, typing, known, zeroing)
+        self.read = {key: zeros.at(self._points.get(key, PLAIN)) for key, zeros in self._held.items()}
+
+    def outputs(self) -> Iterator[tuple[str, ZeroSet]]:
+        """The zero sets of what the node makes, and of what goes into its bodies."""
+        for fact in self._one.facts:
+            if isinstance(fact, Zero):
+                zeros = zero_where(fact.when, fact.output, self._held if fact.moved else self.read, self._typing)
+                moved = zeros if zeros.level.axis is None else ZeroSet()
+                made = replace(zeros, level=self._points.get(id(fact.output), PLAIN))
+                yield fact.output.name, limited(moved if fact.moved else made, fact.output, self._typing)
+
+
+def zeros_known(graph: Graph, typing: Typing, zeroing: Zeroing) -> dict[str, ZeroSet]:
+    """
+    The zero set of each computed tensor.
+
+    What a body hands on to its next run is zero where it was zero in this one: all of it is taken to be zero at first,
+    and the walk is repeated as long as that turns out to be too much.
+    """
+    taken = {name for bodies in graph.bodies.values() for body in bodies for name in body.inputs}
+    told = {fact.output.name for _, fact in facts_where(typing, Zero)} if taken else set()
+    known = dict.fromkeys(taken & told, ZeroSet(everywhere=True))
+    while True:
+        before = dict(known)
+        for node in graph.in_order:
+            known.update(Held(typing.stated[node.position], graph, typing, known, zeroing).outputs())
+        if not graph.bodies or known == before:
+            return known
 
 
 def mark_sink(fact: Contracted, op: Op, at: Mapping[int, ZeroSet], typing: Typing) -> None:
@@ -124,6 +159,9 @@ def zero_sets_at(
         else:
             level = zeroing.level(tensor.name, use, graph)
             found[id(tensor)] = ZeroSet(dims_of(tensor, typing), nothing_but(level, tensor.value), level)
+    for tensor in op.of_bodies:
+        own = ZeroSet(dims_of(tensor, typing)) if tensor.name in graph.constants else ZeroSet()
+        found.setdefault(id(tensor), known.get(tensor.name, own))
     return found
 
 

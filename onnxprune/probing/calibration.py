@@ -322,7 +322,12 @@ def sample_shape(graph: Graph, port: Port, stacked: bool) -> tuple[int, ...]:
     shape = graph.input_shapes[port.name]
     if not stacked:
         return shape[1:]
-    return (1, *shape[1:]) if port.shape and not isinstance(port.shape[0], int) else shape
+    batch = {other.shape[0] for other in graph.inputs if other.shape and isinstance(other.shape[0], str)}
+    said = port.shape or ()
+    return tuple(
+        1 if says in batch or (says is None and axis == 0) else size
+        for axis, (says, size) in enumerate(zip(said, shape, strict=True))
+    )
 
 
 def random_array(port: Port, shape: tuple[int, ...], highest: int, rng: np.random.Generator) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,9 @@ class Node:
     captured: tuple[str, ...]
     """Outer tensors that the bodies of control flow read by name."""
 
+    inside: int | None = None
+    """The position of the node in whose body it stands; None in the main graph."""
+
     @property
     def label(self) -> str:
         """The operator as a user writes it, with its domain where that is not the standard's."""
@@ -48,6 +51,16 @@ class Node:
     @property
     def has_body(self) -> bool:
         return bool(self.bodies)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A graph among a node's attributes: what it takes and gives, by name, and the positions of its own nodes."""
+
+    attribute: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +122,17 @@ class Graph:
     path: Path | None
     file_bytes: int
     nodes: tuple[Node, ...]
+    """Those of the main graph in its order, then those of bodies; each stands at its `position`."""
+
+    protos: tuple[NodeProto, ...]
+    """The nodes as the file has them, in the same order."""
+
+    bodies: Mapping[int, tuple[Body, ...]]
+    """The bodies of each node that has some, by its position."""
+
+    renamed: Mapping[str, str]
+    """For names in bodies that another body has too: what the file calls these tensors."""
+
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     constants: Mapping[str, Constant]
@@ -121,6 +145,40 @@ class Graph:
     def opsets(self) -> dict[str, int]:
         """Version of each operator set, the standard's under ""."""
         return {standard(entry.domain): entry.version for entry in self.model.opset_import}
+
+    @cached_property
+    def main(self) -> tuple[Node, ...]:
+        """The nodes of the main graph."""
+        return tuple(node for node in self.nodes if node.inside is None)
+
+    @cached_property
+    def in_order(self) -> tuple[Node, ...]:
+        """All nodes in an order in which they can be computed: those of bodies before the node they belong to."""
+        return tuple(self._and_inner(range(len(self.main))))
+
+    def _and_inner(self, positions: Iterable[int]) -> Iterator[Node]:
+        for position in positions:
+            for body in self.bodies.get(position, ()):
+                yield from self._and_inner(body.nodes)
+            yield self.nodes[position]
+
+    def holders(self, position: int) -> tuple[int, ...]:
+        """The position, and those of the nodes in whose bodies its node stands, the main graph's last."""
+        inside = self.nodes[position].inside
+        return (position,) if inside is None else (position, *self.holders(inside))
+
+    def in_main(self, position: int) -> int:
+        """The position of the main graph's node that is, or holds, the node at `position`."""
+        return self.holders(position)[-1]
+
+    @cached_property
+    def scopes(self) -> dict[str, int]:
+        """For each tensor that a body defines, the position of the node that the body belongs to."""
+        found = {name: node.inside for node in self.nodes if node.inside is not None for name in node.outputs if name}
+        for position, bodies in self.bodies.items():
+            found |= {name: position for body in bodies for name in body.inputs}
+            found |= {tensor.name: position for body in self.nodes[position].bodies for tensor in body.initializer}
+        return found
 
     @cached_property
     def readers(self) -> dict[str, tuple[tuple[Node, int], ...]]:
@@ -138,6 +196,12 @@ class Graph:
         return {name: node for node in self.nodes for name in node.outputs if name}
 
     @cached_property
+    def given_out(self) -> frozenset[str]:
+        """Tensors that are outputs, of the model or of a body."""
+        of_bodies = (name for bodies in self.bodies.values() for body in bodies for name in body.outputs)
+        return frozenset((*(port.name for port in self.outputs), *of_bodies))
+
+    @cached_property
     def captured(self) -> frozenset[str]:
         """Tensors that bodies of control flow read by name."""
         return frozenset(name for node in self.nodes for name in node.captured)
@@ -146,7 +210,7 @@ class Graph:
     def names(self) -> frozenset[str]:
         """Every name of a tensor, those inside bodies too."""
         inner = (name for node in self.nodes for body in node.bodies for name in names_in(body))
-        return frozenset((*self.shapes, *self.readers, *self.makers, *inner))
+        return frozenset((*self.shapes, *self.readers, *self.makers, *inner, *self.renamed.values()))
 
     @cached_property
     def has_batch(self) -> bool:
@@ -188,30 +252,6 @@ ELEMENT_BYTES: dict[int, float] = {
 def standard(domain: str) -> str:
     """The domain, with the two spellings of the ONNX standard's made one."""
     return "" if domain == "ai.onnx" else domain
-
-
-def nodes_of(graph: GraphProto) -> Iterator[Node]:
-    """Every node of the main graph, each with a unique name."""
-    taken: set[str] = set()
-    for position, proto in enumerate(graph.node):
-        wanted = proto.name or next((f"{proto.op_type}:{name}" for name in proto.output if name), proto.op_type)
-        name, attempt = wanted, 1
-        while name in taken:
-            attempt += 1
-            name = f"{wanted}#{attempt}"
-        taken.add(name)
-        attributes = {attribute.name: attribute_value(attribute) for attribute in proto.attribute}
-        bodies = [value for value in attributes.values() if isinstance(value, GraphProto)]
-        yield Node(
-            name=name,
-            position=position,
-            domain=standard(proto.domain),
-            op_type=proto.op_type,
-            inputs=tuple(proto.input),
-            outputs=tuple(proto.output),
-            attributes=attributes,
-            captured=tuple(sorted({name for body in bodies for name in outer_names(body)})),
-        )
 
 
 def attribute_value(attribute: AttributeProto) -> Any:
@@ -261,13 +301,21 @@ def names_in(body: GraphProto) -> Iterator[str]:
 
 
 def constants_of(graph: GraphProto, folder: str) -> dict[str, Constant]:
-    """Every initializer and every value of a Constant node, by the tensor's name."""
-    found = {tensor.name: Constant(tensor.name, tuple(tensor.dims), tensor, folder) for tensor in graph.initializer}
+    """Every initializer and every value of a Constant node, those in bodies too, by the tensor's name."""
+    return {constant.name: constant for constant in held_constants(graph, folder)}
+
+
+def held_constants(graph: GraphProto, folder: str) -> Iterator[Constant]:
+    """The same one by one: in bodies side by side, a name may stand for several."""
+    for tensor in graph.initializer:
+        yield Constant(tensor.name, tuple(tensor.dims), tensor, folder)
     for node in graph.node:
-        tensor = constant_tensor(node)
-        if tensor is not None:
-            found[node.output[0]] = Constant(node.output[0], tuple(tensor.dims), tensor, folder)
-    return found
+        held = constant_tensor(node)
+        if held is not None:
+            yield Constant(node.output[0], tuple(held.dims), held, folder)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from held_constants(attribute.g, folder)
 
 
 def constant_tensor(node: NodeProto) -> TensorProto | None:

@@ -14,26 +14,48 @@ from google.protobuf.message import EncodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.reading.graph import Port, Shape, constant_tensor
+from onnxprune.reading.bodies import Entry, Passing, inventory, passings
+from onnxprune.reading.graph import Constant, Node, Port, Shape, constant_tensor, constants_of, outer_names
 
 KEPT_ELEMENTS = 4096
 """Tensors up to this size keep their real numbers in the structure that is run."""
 
 VALUE_ELEMENTS = 4096
-"""Integer tensors up to this size are remembered with their numbers."""
+"""Tensors that count or decide are remembered with their numbers up to this size."""
+
+COUNTABLE = ("tensor(int64)", "tensor(int32)", "tensor(bool)")
+"""What may count or decide, so that its numbers are of interest."""
 
 ELEMENT_TYPES = {f"tensor({name.lower()})": number for name, number in TensorProto.DataType.items()}
 """ONNX element types by the names that ONNX Runtime gives to tensors of them."""
 
 
+MOST_TRIED = 64
+"""Combinations of sizes that are tried in the end, each size for itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Shapes and element types of all tensors, numbers of the small integer ones, for inputs of `input_shapes`."""
+    """Shapes and element types of all tensors, numbers of small ones that count, for inputs of `input_shapes`."""
 
     input_shapes: Mapping[str, Shape]
     shapes: Mapping[str, Shape]
     values: Mapping[str, np.ndarray]
     element_types: Mapping[str, int]
+
+    def sample(self, name: str) -> np.ndarray:
+        """Numbers for a tensor: its own where they are known, else zeros."""
+        dtype: Any = onnx.helper.tensor_dtype_to_np_dtype(self.element_types[name])
+        return self.values[name] if name in self.values else np.zeros(self.shapes[name], dtype)
+
+    def with_all_of(self, other: Observation) -> Observation:
+        """This, and what was seen of other tensors."""
+        return Observation(
+            self.input_shapes,
+            {**other.shapes, **self.shapes},
+            {**other.values, **self.values},
+            {**other.element_types, **self.element_types},
+        )
 
 
 CPU = "CPUExecutionProvider"
@@ -102,6 +124,16 @@ def settings(ports: Sequence[Port], given: Mapping[str, Shape]) -> Iterator[dict
         names: dict[str, int] = {}
         fresh = itertools.cycle(others)
         yield {port.name: filled(port, given.get(port.name, ()), batch, names, fresh) for port in ports}
+    yield from itertools.islice(each_its_own(ports, given), MOST_TRIED)
+
+
+def each_its_own(ports: Sequence[Port], given: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:
+    """The same with a batch of 1 and every combination of a few sizes for what nobody says anything about."""
+    unsaid = sum(not isinstance(said, int) for port in ports for said in (port.shape or ())[1:])
+    for sizes in itertools.product((1, 512, 256, 64), repeat=unsaid):
+        names: dict[str, int] = {}
+        fresh = itertools.cycle(sizes or (1,))
+        yield {port.name: filled(port, given.get(port.name, ()), 1, names, fresh) for port in ports}
 
 
 def filled(port: Port, given: Shape, batch: int, names: dict[str, int], fresh: Iterator[int]) -> Shape:
@@ -135,14 +167,23 @@ def moved(ports: Sequence[Port], first: Mapping[str, Shape], step: int, only: in
     for port in ports:
         declared = enumerate(zip(port.shape or (), first[port.name], strict=True))
         found[port.name] = tuple(
-            size if isinstance(said, int) or only not in (None, axis) else size + step
+            size if isinstance(said, int) or only not in (None, axis) else max(1, size + step)
             for axis, (said, size) in declared
         )
     return found
 
 
-def observe(model: ModelProto, ports: Sequence[Port], input_shapes: Mapping[str, Shape]) -> Observation:
-    """Run the structure once; raises what ONNX Runtime raises when the sizes do not suit the model."""
+def observe(
+    model: ModelProto,
+    ports: Sequence[Port],
+    input_shapes: Mapping[str, Shape],
+    given: Mapping[str, np.ndarray] | None = None,
+) -> Observation:
+    """
+    Run the structure once, and each body of control flow by itself on what the node that holds it gets.
+
+    Inputs are zeros unless they are `given`. Raises what ONNX Runtime raises when the sizes do not suit the model.
+    """
     structure = without_weights(model)
     computed = [name for node in structure.graph.node for name in node.output if name]
     del structure.graph.output[:]
@@ -151,22 +192,66 @@ def observe(model: ModelProto, ports: Sequence[Port], input_shapes: Mapping[str,
     kinds = {output.name: output.type for output in session_for(structure, optimized=False).get_outputs()}
 
     tensors = [name for name in computed if kinds[name].startswith("tensor(")]
-    integers = [name for name in tensors if kinds[name] in ("tensor(int64)", "tensor(int32)")]
+    countable = [name for name in tensors if kinds[name] in COUNTABLE]
     del structure.graph.output[:]
     for number, name in enumerate(tensors):
         structure.graph.node.append(helper.make_node("Shape", [name], [f"onnxprune.shape.{number}"]))
         structure.graph.output.append(ValueInfoProto(name=f"onnxprune.shape.{number}"))
-    structure.graph.output.extend(ValueInfoProto(name=name) for name in integers)
+    structure.graph.output.extend(ValueInfoProto(name=name) for name in countable)
 
-    feeds = {port.name: np.zeros(input_shapes[port.name], port.dtype) for port in ports}
-    found = session_for(structure, optimized=False, keep_memory=False).run(None, feeds)
+    feeds = {port.name: np.zeros(input_shapes[port.name], port.dtype) for port in ports} | dict(given or {})
+    found = session_for(structure, optimized=False, threads=1, keep_memory=False).run(None, feeds)
     shapes = {name: tuple(int(size) for size in shape) for name, shape in zip(tensors, found, strict=False)}
     shapes |= {port.name: tuple(input_shapes[port.name]) for port in ports}
-    numbers = zip(integers, found[len(tensors) :], strict=True)
+    numbers = zip(countable, found[len(tensors) :], strict=True)
     values = {name: value for name, value in numbers if value.size <= VALUE_ELEMENTS}
     element_types = {name: ELEMENT_TYPES[kinds[name]] for name in tensors if kinds[name] in ELEMENT_TYPES}
     element_types |= {port.name: port.element_type for port in ports}
-    return Observation(dict(input_shapes), shapes, values, element_types)
+    seen = Observation(dict(input_shapes), shapes, values | dict(given or {}), element_types)
+    for node in inventory(model.graph).nodes[: len(model.graph.node)]:
+        for passing in passings(node):
+            seen = seen.with_all_of(observe_body(model, node, passing, seen))
+    return seen
+
+
+def observe_body(model: ModelProto, node: Node, passing: Passing, outside: Observation) -> Observation:
+    """What is seen of a body's tensors in its first run; nothing where it does not run."""
+    body: GraphProto = node.attributes[passing.attribute]
+    constants = constants_of(model.graph, "")
+    read = sorted(outer_names(body))
+    fed = {name: outside.sample(name) for name in read if name in outside.shapes and name not in constants}
+    for port, entry in zip(body.input, passing.entries, strict=False):
+        fed[port.name] = first_value(entry, node, outside, constants)
+    alone = ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
+    alone.graph.CopyFrom(body)
+    del alone.graph.input[:], alone.graph.value_info[:]
+    alone.graph.initializer.extend(named(constants[name].tensor, name) for name in read if name in constants)
+    types = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in fed.items()}
+    alone.graph.input.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in types.items())
+    ports = [Port(name, kind, fed[name].shape) for name, kind in types.items()]
+    shapes = {name: array.shape for name, array in fed.items()}
+    counts = {name: array for name, array in fed.items() if array.dtype.kind in "ib"}
+    try:
+        return observe(alone, ports, shapes, counts)
+    except Exception:  # ONNX Runtime raises many kinds; what is not seen of the body is left alone
+        return Observation({}, {}, {}, {})
+
+
+def first_value(entry: Entry, node: Node, outside: Observation, constants: Mapping[str, Constant]) -> np.ndarray:
+    """What a body's input holds in the first run."""
+    if entry.source is None:
+        return np.array(entry.value)
+    name = node.inputs[entry.source]
+    whole = constants[name].array() if name in constants else outside.sample(name)
+    return whole if entry.along is None else np.take(whole, 0, entry.along)
+
+
+def named(tensor: TensorProto, name: str) -> TensorProto:
+    """The tensor under this name."""
+    copy = TensorProto()
+    copy.CopyFrom(tensor)
+    copy.name = name
+    return copy
 
 
 def without_weights(model: ModelProto) -> ModelProto:

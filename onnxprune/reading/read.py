@@ -15,7 +15,9 @@ from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from onnxprune.errors import ModelError
-from onnxprune.reading.graph import Graph, Shape, constant_tensor, constants_of, nodes_of, ports_of
+from onnxprune.reading.bodies import inventory
+from onnxprune.reading.graph import Graph, Shape, constant_tensor, constants_of, ports_of
+from onnxprune.reading.names import with_unique_names
 from onnxprune.reading.observing import observe_first
 from onnxprune.reading.sparse import densified
 
@@ -35,18 +37,23 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
         ModelError: no such file, not an ONNX model, or ONNX Runtime cannot run it.
     """
     file = load(model)
-    proto, folder = file.model, str(file.path.parent) if file.path else ""
+    folder = str(file.path.parent) if file.path else ""
+    proto, renamed = with_unique_names(file.model)
     inputs = tuple(ports_of(proto.graph))
     check_inputs(inputs)
     observed = observe_first(proto, inputs, input_shapes or {})
     constants = constants_of(proto.graph, folder)
+    found = inventory(proto.graph)
     return Graph(
         model=proto,
         sha256=file.sha256,
         folder=folder,
         path=file.path,
         file_bytes=file.bytes,
-        nodes=tuple(nodes_of(proto.graph)),
+        nodes=found.nodes,
+        protos=found.protos,
+        bodies=found.bodies,
+        renamed=renamed,
         inputs=inputs,
         outputs=tuple(ports_of(proto.graph, outputs=True)),
         constants=constants,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onnxprune.coupling.couple import Couplings
-from onnxprune.coupling.types import facts_where
+from onnxprune.coupling.types import facts_in_main
 from onnxprune.reading.graph import PRECISE_TYPES, Node
 from onnxprune.rules.axes import Axis
 from onnxprune.rules.facts import AllOf, Contracted, Equal, MayAdd, Standardized, Zero
@@ -59,7 +59,7 @@ class Consumer:
 
 def consumers(couplings: Couplings) -> Iterator[Consumer]:
     """Every layer of the model that can be refitted."""
-    for op, fact in facts_where(couplings.typing, Contracted):
+    for op, fact in facts_in_main(couplings.typing, Contracted):
         if fact.affine and fact.tensor.name not in couplings.graph.constants and len(op.results) == 1:
             yield from consumer_at(op, fact, couplings)
 

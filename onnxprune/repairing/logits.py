@@ -17,7 +17,7 @@ from onnx import ModelProto
 
 from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings
-from onnxprune.coupling.types import facts_where
+from onnxprune.coupling.types import facts_in_main
 from onnxprune.probing.calibration import Calibration
 from onnxprune.repairing.bias import Bias
 from onnxprune.repairing.consumers import Consumer, consumers
@@ -97,7 +97,7 @@ def logits_steps(couplings: Couplings) -> Iterator[LogitsStep]:
     """Every product of two computed tensors, each of which comes from one layer that is linear in its weight."""
     layers, typing = {layer.output: layer for layer in consumers(couplings)}, couplings.typing
     found: dict[int, LogitsStep] = {}
-    for op, fact in facts_where(typing, Contracted):
+    for op, fact in facts_in_main(typing, Contracted):
         if len(fact.by) != 2 or len(op.results) != 1 or any(one.name in typing.knowable for one in fact.by):
             continue
         summed = typing.solver.resolve(fact.sums)

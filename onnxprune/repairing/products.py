@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune.coupling.couple import Couplings
-from onnxprune.coupling.types import facts_where
+from onnxprune.coupling.types import facts_in_main
 from onnxprune.probing.calibration import Calibration
 from onnxprune.reading.graph import Node
 from onnxprune.reading.observing import Session, session_for
@@ -153,7 +153,7 @@ def stack_of(selected: Sequence[Selection]) -> tuple[int, ...]:
 def sums_behind(couplings: Couplings, output: str, product: Node) -> tuple[str, ...]:
     """What a layer's output becomes, elsewhere than in the product, where it is summed over or leaves the model."""
     graph = couplings.graph
-    sums = {op.node.position for op, _ in facts_where(couplings.typing, Contracted)}
+    sums = {op.node.position for op, _ in facts_in_main(couplings.typing, Contracted)}
     leaving = {*graph.captured, *(port.name for port in graph.outputs)}
     pending, found = {output: None}, dict[str, None]()
     for name in iter_growing(pending):

@@ -26,7 +26,7 @@ from onnx import ModelProto
 
 from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings
-from onnxprune.coupling.types import facts_where
+from onnxprune.coupling.types import facts_in_main
 from onnxprune.probing.calibration import Calibration
 from onnxprune.reading.graph import PRECISE_TYPES, Node
 from onnxprune.repairing.cells import Cell, OneStep, Stored, Sums, Weights
@@ -101,7 +101,7 @@ class RecurrentStep:
 def recurrent_steps(couplings: Couplings) -> Iterator[RecurrentStep]:
     """Every layer of the model that runs along time and has constant weights."""
     axes, graph = couplings.typing.axes, couplings.graph
-    for op, fact in facts_where(couplings.typing, Recurrence):
+    for op, fact in facts_in_main(couplings.typing, Recurrence):
         weight, recurrent, x = op.input(fact.weight), op.input(fact.recurrent), op.input(fact.x)
         if graph.element_types.get(x.name) in PRECISE_TYPES:
             yield RecurrentStep(couplings, op.node, fact, axes(weight)[1], axes(recurrent)[2], axes(x)[2])

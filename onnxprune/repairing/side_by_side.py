@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings
-from onnxprune.coupling.types import facts_where
+from onnxprune.coupling.types import facts_in_main
 from onnxprune.reading.graph import PRECISE_TYPES
 from onnxprune.repairing.consumers import Consumer, added_bias, room_for_bias
 from onnxprune.repairing.fitting import FittedStep
@@ -53,7 +53,7 @@ class SideBySideStep(FittedStep):
 
 def side_by_side_steps(couplings: Couplings) -> Iterator[SideBySideStep]:
     """Every node of the model that is many layers side by side and has constant weights."""
-    for op, fact in facts_where(couplings.typing, SideBySide):
+    for op, fact in facts_in_main(couplings.typing, SideBySide):
         consumer = consumer_of(op, fact, couplings)
         if consumer is not None:
             resolve = couplings.typing.solver.resolve

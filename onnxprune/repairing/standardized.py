@@ -17,7 +17,7 @@ from onnx import ModelProto
 
 from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings
-from onnxprune.coupling.types import facts_where
+from onnxprune.coupling.types import facts_in_main
 from onnxprune.probing.calibration import Calibration
 from onnxprune.reading.graph import Node
 from onnxprune.reading.observing import session_for
@@ -91,7 +91,7 @@ class StandardizedStep:
 
 def standardized_steps(couplings: Couplings) -> Iterator[StandardizedStep]:
     """Every node of the model that scales and shifts channels by stored statistics."""
-    for op, fact in facts_where(couplings.typing, Standardized):
+    for op, fact in facts_in_main(couplings.typing, Standardized):
         channels = couplings.typing.axes(op.input(fact.data))[1]
         yield StandardizedStep(couplings, op.node, fact, channels)
 

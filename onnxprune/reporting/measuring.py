@@ -15,7 +15,7 @@ from onnxprune.probing.calibration import Calibration, Data, gather
 from onnxprune.probing.losses import Loss, LossName, UserLoss, outputs_of, prepare_loss
 from onnxprune.probing.probe import loss_of
 from onnxprune.probing.sensitivities import Sensitivities
-from onnxprune.reading.graph import constants_of
+from onnxprune.reading.graph import held_constants
 from onnxprune.reporting.report import Figures
 from onnxprune.verifying.measure import accuracy
 
@@ -96,4 +96,4 @@ def figures(
 
 def parameter_count(model: ModelProto) -> int:
     """Learned numbers in initializers and Constant nodes, plain or quantised."""
-    return sum(constant.size for constant in constants_of(model.graph, "").values() if constant.is_weight)
+    return sum(constant.size for constant in held_constants(model.graph, "") if constant.is_weight)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from google.protobuf.message import Message
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune.coupling.constants import fresh_name
 from onnxprune.reading.graph import Graph, constant_tensor
+from onnxprune.reading.names import restore_names
 
 INITIALIZERS_ARE_NO_INPUTS = 4
 """The IR version from which an initializer need not be listed among the graph's inputs."""
@@ -30,9 +32,9 @@ class Draft:
     def __init__(self, graph: Graph) -> None:
         self._taken = set(graph.names)
         self._nodes: list[NodeProto] = []
-        for node in graph.model.graph.node:
+        for proto in graph.protos:
             copy = NodeProto()
-            copy.CopyFrom(node)
+            copy.CopyFrom(proto)
             self._nodes.append(copy)
         self._behind: dict[int, list[NodeProto]] = {}
         self._changed: dict[str, TensorProto] = {}
@@ -52,10 +54,7 @@ class Draft:
 
     def set_attribute(self, position: int, name: str, value: object, *, drop: frozenset[str] = frozenset()) -> None:
         """Replace an attribute's value, or add it, and drop others."""
-        node = self._nodes[position]
-        kept = [attribute for attribute in node.attribute if attribute.name not in drop | {name}]
-        del node.attribute[:]
-        node.attribute.extend([*kept, helper.make_attribute(name, value)])
+        put_attribute(self._nodes[position], name, value, drop=drop)
 
     def drop_attribute(self, position: int, name: str) -> None:
         """Take an attribute away."""
@@ -83,7 +82,7 @@ class Draft:
     def copy_behind(self, position: int, inputs: Mapping[int, str], output: int, name: str) -> None:
         """A second node like the one at `position`, reading `inputs`, whose output number `output` is `name`."""
         copy = NodeProto()
-        copy.CopyFrom(self._graph.model.graph.node[position])
+        copy.CopyFrom(self._graph.protos[position])
         for index, source in inputs.items():
             copy.input[index] = source
         for number in range(len(copy.output)):
@@ -103,56 +102,89 @@ class Draft:
         `sizes_of` gives the new size of each axis of a tensor whose size changes, and None for the others. The draft
         hands its constants over and is used up.
         """
+        living, unread = self._living()
+        finishing = Finishing(self._graph, self._nodes, self._behind, self._changed, sizes_of, living, unread)
         model = ModelProto()
         copy_fields(self._graph.model, model, skip={"graph"})
-        old, new = self._graph.model.graph, model.graph
-        copy_fields(old, new, skip={"node", "initializer", "input", "value_info"})
-        nodes, unread = self._living_nodes()
-        new.node.extend(nodes)
+        finishing.fill(model.graph, self._graph.model.graph, range(len(self._graph.main)))
+        for node in model.graph.node if self._graph.renamed else ():
+            restore_names(node, self._graph.renamed)
         as_nodes = self._graph.model.ir_version < INITIALIZERS_ARE_NO_INPUTS
-        for tensor in old.initializer:
-            if tensor.name not in unread:
-                new.initializer.append(self._changed.pop(tensor.name, tensor))
         for tensor in self._added.values():
             if as_nodes:
-                new.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+                model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
             else:
-                new.initializer.append(tensor)
-        for infos, target in ((old.input, new.input), (old.value_info, new.value_info)):
-            target.extend(resized(info, sizes_of) for info in infos if info.name not in unread)
+                model.graph.initializer.append(tensor)
         return model
 
-    def _living_nodes(self) -> tuple[list[NodeProto], set[str]]:
-        """The nodes that are read, and the names that the original read and the draft does not."""
+    def _living(self) -> tuple[set[int], set[str]]:
+        """The positions of the nodes that are read, and the names that the original read and the draft does not."""
         graph = self._graph
-        outputs = {port.name for port in graph.outputs} | graph.captured
+        outputs = graph.given_out
         originally = set(graph.readers) | outputs
-        nodes = self._ordered_nodes()
+        new = [node for nodes in self._behind.values() for node in nodes]
+        living = set(range(len(self._nodes)))
         while True:
+            nodes = [*(self._nodes[position] for position in living), *new]
             unread = originally - {name for node in nodes for name in node.input} - outputs
-            living = [node for node in nodes if not unread.intersection(node.output) or self._read(node, unread)]
-            if len(living) == len(nodes):
-                return nodes, unread
-            nodes = living
+            left = {number for number in living if self._is_read(self._nodes[number], unread)}
+            if len(left) == len(living):
+                return living, unread
+            living = left
 
     @staticmethod
-    def _read(node: NodeProto, unread: set[str]) -> bool:
-        return any(name and name not in unread for name in node.output)
+    def _is_read(node: NodeProto, unread: set[str]) -> bool:
+        return not unread.intersection(node.output) or any(name and name not in unread for name in node.output)
 
-    def _ordered_nodes(self) -> list[NodeProto]:
-        ordered = []
-        for position, node in enumerate(self._nodes):
-            held = constant_tensor(node)
-            if held is not None and node.output[0] in self._changed:
-                self.set_attribute(position, "value", self._changed[node.output[0]], drop=CONSTANT_VALUES)
-            ordered.append(node)
-            ordered.extend(self._behind.get(position, ()))
-        return ordered
+
+@dataclass(frozen=True)
+class Finishing:
+    """What graphs are made of in the end: the main one, and those inside nodes."""
+
+    graph: Graph
+    nodes: Sequence[NodeProto]
+    behind: Mapping[int, Sequence[NodeProto]]
+    changed: dict[str, TensorProto]
+    sizes_of: SizesOf
+    living: set[int]
+    unread: set[str]
+
+    def fill(self, new: GraphProto, old: GraphProto, positions: Iterable[int]) -> None:
+        """The graph of the nodes at these positions."""
+        copy_fields(old, new, skip={"node", "initializer", "input", "output", "value_info"})
+        for position in positions:
+            new.node.extend(self._finished(position) if position in self.living else ())
+            new.node.extend(self.behind.get(position, ()))
+        for tensor in old.initializer:
+            if tensor.name not in self.unread:
+                new.initializer.append(self.changed.pop(tensor.name, tensor))
+        for infos, target in ((old.input, new.input), (old.output, new.output), (old.value_info, new.value_info)):
+            target.extend(resized(info, self.sizes_of) for info in infos if info.name not in self.unread)
+
+    def _finished(self, position: int) -> Iterator[NodeProto]:
+        """The node with what it holds: a constant that changed, bodies of finished nodes."""
+        node, bodies = self.nodes[position], self.graph.bodies.get(position, ())
+        held = constant_tensor(node)
+        if held is not None and node.output[0] in self.changed:
+            put_attribute(node, "value", self.changed[node.output[0]], drop=CONSTANT_VALUES)
+        for body in bodies:
+            attribute = next(one for one in node.attribute if one.name == body.attribute)
+            made = GraphProto()
+            self.fill(made, attribute.g, body.nodes)
+            attribute.g.CopyFrom(made)
+        yield node
+
+
+def put_attribute(node: NodeProto, name: str, value: object, *, drop: frozenset[str] = frozenset()) -> None:
+    """Give the node's attribute this value, and drop others."""
+    kept = [attribute for attribute in node.attribute if attribute.name not in drop | {name}]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])
 
 
 def like(source: TensorProto, array: np.ndarray, name: str) -> TensorProto:
     """The numbers as a tensor of that name, with the doc string and metadata of `source`."""
-    tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+    tensor = numpy_helper.from_array(np.asarray(array, order="C"), name)
     tensor.data_type = source.data_type
     copy_fields(source, tensor, skip=set(TensorProto.DESCRIPTOR.fields_by_name) - {"doc_string", "metadata_props"})
     return tensor

@@ -48,8 +48,8 @@ class ShapeGraph:
         model.functions.extend(old.functions)
         model.graph.name = "shapes"
         makers = {self.graph.makers[name].position for name in self.needed if name not in self.sources}
-        model.graph.node.extend(old.graph.node[position] for position in sorted(makers))
-        made = {name for position in makers for name in old.graph.node[position].output}
+        model.graph.node.extend(self.graph.protos[position] for position in sorted(makers))
+        made = {name for position in makers for name in self.graph.protos[position].output}
         for name in sorted(self.constants - made):
             model.graph.initializer.append(numpy_helper.from_array(self.graph.constants[name].array(), name))
         for name, fact in self.sources.items():

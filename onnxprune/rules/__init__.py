@@ -3,6 +3,7 @@
 from onnxprune.rules import (
     attention,
     classical,
+    control_flow,
     convolution,
     elementwise,
     frozen,
@@ -23,6 +24,7 @@ from onnxprune.rules import (
 __all__ = [
     "attention",
     "classical",
+    "control_flow",
     "convolution",
     "elementwise",
     "frozen",

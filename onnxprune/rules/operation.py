@@ -45,6 +45,14 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class BodyOf:
+    """A body of a node: the typed tensors that it takes and gives; None where the shape is not known."""
+
+    inputs: tuple[Tensor | None, ...]
+    outputs: tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Op:
     """A node with its typed tensors; an optional input that is absent is None."""
 
@@ -52,6 +60,7 @@ class Op:
     inputs: tuple[Tensor | None, ...]
     outputs: tuple[Tensor | None, ...]
     opset: int
+    bodies: tuple[BodyOf, ...] = ()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -62,6 +71,11 @@ class Op:
     def results(self) -> tuple[Tensor, ...]:
         """Every output that is used, in order."""
         return tuple(tensor for tensor in self.outputs if tensor is not None)
+
+    @property
+    def of_bodies(self) -> tuple[Tensor, ...]:
+        """Every tensor that its bodies take or give."""
+        return tuple(t for body in self.bodies for t in (*body.inputs, *body.outputs) if t is not None)
 
     def optional(self, index: int) -> Tensor | None:
         """Input number `index`, or None."""

@@ -20,6 +20,7 @@ from onnxprune.reading.observing import session_for
 from onnxprune.reading.records import json_text
 from onnxprune.rewriting.rewrite import rewrite
 from onnxprune.rewriting.zeroing import zeroed
+from onnxprune.verifying.branches import decided, forked
 from onnxprune.verifying.precise import outputs_in_float64
 
 TOLERANCES = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -110,6 +111,8 @@ def verify(couplings: Couplings, plan: Plan, pruned: ModelProto, data: Data | Ca
         if not equality.passed and np.isfinite(difference):
             equality = arbitrated(equality, reference, exact, sample)
         checks.append(equality)
+        if forked(exact):
+            checks.append(every_branch(reference, exact, sample))
     return Verdict(tuple(checks), difference, len(sample))
 
 
@@ -252,6 +255,23 @@ def equals_zeroed(
         name = max(failing, key=lambda key: failing[key])
         return top, Check(EQUALS_ZEROED, False, f"output {name!r} differs by {failing[name]:.1e}")
     return top, Check(EQUALS_ZEROED, True, f"largest relative difference {top:.1e}")
+
+
+def every_branch(reference: ModelProto, pruned: ModelProto, sample: Calibration) -> Check:
+    """Do both agree whichever branch is taken, not only where the samples lead? Where the original runs at all."""
+    name, ran = "equals it in every branch", 0
+    for way in (True, False):
+        blank, other = decided(reference, way), decided(pruned, way)
+        try:
+            wanted = outputs_by_batch(session_for(blank), sample)
+        except Exception:  # the samples do not suit this branch
+            continue
+        _, equality = equals_zeroed(session_for(other), wanted, sample)
+        equality = equality if equality.passed else arbitrated(equality, blank, other, sample)
+        if not equality.passed:
+            return Check(name, False, f"with every condition {str(way).lower()}, {equality.detail}")
+        ran += 1
+    return Check(name, True, f"{ran} of 2 settings of all conditions ran")
 
 
 def arbitrated(check: Check, reference: ModelProto, pruned: ModelProto, sample: Calibration) -> Check:

@@ -99,3 +99,24 @@ def test_parts_of_one_vector_belong_together() -> None:
         ),
         groups=[8, 4],
     )
+
+
+def test_a_bound_that_is_a_scalar_stays_a_scalar() -> None:
+    """Where two nodes read one number and only one of them must read another, that one is of the same rank."""
+    assert_removal_equals_zeroing(
+        build(
+            """
+            start = Unsqueeze(half[]{8}, ax0{0})
+            a = Gemm<transB=1>(x[N,5], w1[16,5])
+            b = Slice(a, s0{0}, start, ax1{1})
+            start2 = Unsqueeze(half, ax2{0})
+            c = Slice(a, start2, s16{16}, ax3{1})
+            start3 = Unsqueeze(half, ax4{0})
+            d = Slice(x2[N,16], start3, s16b{16}, ax5{1})
+            e = Mul(b, c)
+            y1 = Gemm<transB=1>(e, w2[3,8])
+            y2 = Gemm<transB=1>(d, w3[3,8])
+            """
+        ),
+        groups=[8],
+    )

@@ -138,9 +138,11 @@ def keepable(couplings: Couplings) -> frozenset[str]:
     Inputs and computed tensors that can be kept and fed again.
 
     What follows from constants and shapes alone is computed again: it costs little, and may count the rows of a run.
+    What bodies compute stays in them.
     """
     types = couplings.graph.element_types
-    return frozenset(name for name in types if types[name] in NUMPY_TYPES and name not in couplings.typing.knowable)
+    inner = couplings.typing.knowable | couplings.graph.scopes.keys()
+    return frozenset(name for name in types if types[name] in NUMPY_TYPES and name not in inner)
 
 
 def affine_sinks(couplings: Couplings, gates: Sequence[Gate], kept: Set[str]) -> dict[Gate, list[Sink]]:
@@ -167,9 +169,9 @@ def moved_by(
     The nodes that compute something else when gates close, but for the sinks of which closed channels are taken, or
     when the constants in `free` change.
     """
-    closed = {position for gate in gates if gate not in sinks for position, _ in gate.uses}
+    closed = {graph.in_main(position) for gate in gates if gate not in sinks for position, _ in gate.uses}
     changed = {sink.output for alike in sinks.values() for sink in alike} | set(free)
-    return reached_from(graph, closed | {node.position for node in graph.nodes if not changed.isdisjoint(node.reads)})
+    return reached_from(graph, closed | {node.position for node in graph.main if not changed.isdisjoint(node.reads)})
 
 
 def affine_sink(couplings: Couplings, gate: Gate, use: Use) -> Sink | None:
@@ -183,7 +185,7 @@ def affine_sink(couplings: Couplings, gate: Gate, use: Use) -> Sink | None:
     others = [(number, other) for number, other in enumerate(op.inputs) if other is not None and number != index]
     precise = couplings.graph.element_types.get(gate.tensor) in PRECISE_TYPES
     constant = all(other.name in couplings.graph.constants for _, other in others)
-    if not (fact.affine and precise and constant and len(op.results) == 1):
+    if not (fact.affine and precise and constant and len(op.results) == 1) or op.node.inside is not None:
         return None
     matching = [
         (number, axis)
@@ -211,7 +213,7 @@ def reached_from(graph: Graph, starts: Set[int]) -> set[int]:
     """These nodes, and those that read what such a node makes."""
     reached: set[int] = set()
     moved: set[str] = set()
-    for node in graph.nodes:
+    for node in graph.main:
         if node.position in starts or not moved.isdisjoint(node.reads):
             reached.add(node.position)
             moved.update(name for name in node.outputs if name)

@@ -103,14 +103,15 @@ def share_of(couplings: Couplings, positions: Iterable[int]) -> float:
     macs = macs_by_node(couplings)
     chosen = set(positions)
     by_macs = sum(macs.get(position, 0.0) for position in chosen) / max(sum(macs.values()), 1.0)
-    by_number = len(chosen) / len(couplings.graph.nodes)
+    by_number = len(chosen) / len(couplings.graph.main)
     return (1 - NODE_SHARE) * by_macs + NODE_SHARE * by_number
 
 
 def macs_by_node(couplings: Couplings) -> Mapping[int, float]:
-    """Multiply-accumulates of each node that has any, as observed."""
+    """Multiply-accumulates of each node of the main graph that has any, in its bodies too, as observed."""
     found: dict[int, float] = {}
     for op, fact in facts_where(couplings.typing, Macs):
         macs = float(math.prod(width(axis, {}) for axis in fact.factors))
-        found[op.node.position] = found.get(op.node.position, 0.0) + macs
+        position = couplings.graph.in_main(op.node.position)
+        found[position] = found.get(position, 0.0) + macs
     return found

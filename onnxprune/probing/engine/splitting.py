@@ -22,7 +22,7 @@ Store = Callable[[Constant], TensorProto]
 
 def part_before(graph: Graph, cut: Cut, store: Store) -> ModelProto:
     """The nodes that make what comes across the cut, which is the part's outputs, except for the model's inputs."""
-    nodes = [graph.model.graph.node[position] for position in cut.before]
+    nodes = [graph.protos[position] for position in cut.before]
     part = part_of(graph, nodes, {name: graph.element_types[name] for name in graph.input_shapes}, store)
     part.graph.output.extend(ValueInfoProto(name=one.name) for one in cut.across if one.name in graph.makers)
     return part
@@ -39,7 +39,7 @@ def part_behind(graph: Graph, cut: Cut, loss: Loss, store: Store, free: Iterable
     inputs |= {closed_name(number): graph.element_types[gate.tensor] for number, gate in enumerate(cut.fed)}
     inputs |= {gate_name(number): int(TensorProto.FLOAT) for number in range(len(cut.inside))}
     ending = loss_nodes(loss, graph.opsets[""])
-    nodes = [*gated_nodes(graph, cut), *ending.nodes]
+    nodes = [*Gating(graph, cut).nodes(cut.behind), *ending.nodes]
     part = part_of(graph, nodes, inputs | dict(ending.inputs), store, passed=ending.outputs)
     part.graph.initializer.extend(ending.constants)
     part.graph.output.extend(ValueInfoProto(name=name) for name in ending.outputs)
@@ -49,7 +49,7 @@ def part_behind(graph: Graph, cut: Cut, loss: Loss, store: Store, free: Iterable
 def part_of_sink(graph: Graph, sink: Sink, store: Store) -> ModelProto:
     """The sink alone, which takes some positions of its tensor and of its constant."""
     node = NodeProto()
-    node.CopyFrom(graph.model.graph.node[sink.position])
+    node.CopyFrom(graph.protos[sink.position])
     node.input[sink.data], node.input[sink.weight] = SINK_DATA, SINK_WEIGHT
     weight = graph.nodes[sink.position].inputs[sink.weight]
     types = {SINK_DATA: graph.element_types[sink.gate.tensor], SINK_WEIGHT: graph.constants[weight].tensor.data_type}
@@ -68,35 +68,60 @@ def gate_name(number: int) -> str:
     return f"onnxprune.gate.{number}"
 
 
-def gated_nodes(graph: Graph, cut: Cut) -> Iterator[NodeProto]:
-    """The nodes behind the cut, in order, sinks reading what the gates leave."""
-    read: dict[Use, str] = {}
-    for number, gate in enumerate(cut.fed):
-        read |= dict.fromkeys(gate.uses, closed_name(number))
-    waiting = dict(enumerate(cut.inside))
-    for position in cut.behind:
-        for number in [number for number, gate in waiting.items() if any(use[0] == position for use in gate.uses)]:
-            yield from multiplied(gate_name(number), waiting.pop(number), read, graph)
-        node = graph.model.graph.node[position]
-        changed = [index for index in range(len(node.input)) if (position, index) in read]
-        if changed:
-            original, node = node, NodeProto()
-            node.CopyFrom(original)
-            for index in changed:
-                node.input[index] = read[position, index]
-        yield node
+class Gating:
+    """
+    The nodes behind a cut, sinks reading what the gates leave.
 
+    A gate multiplies in front of the first of its sinks, in the graph that makes its tensor: the main one or a body.
+    """
 
-def multiplied(name: str, gate: Gate, read: dict[Use, str], graph: Graph) -> Iterator[NodeProto]:
-    """Nodes that multiply the gate into what its sinks read so far; from then on they read the product."""
-    factor, element_type = name, element_type_of(gate.tensor, graph)
-    if element_type != TensorProto.FLOAT:
-        factor = f"{name}.cast"
-        yield helper.make_node("Cast", [name], [factor], to=element_type)
-    for number, source in enumerate(dict.fromkeys(read.get(use, gate.tensor) for use in gate.uses)):
-        product = f"{name}.product.{number}"
-        yield helper.make_node("Mul", [source, factor], [product])
-        read |= {use: product for use in gate.uses if read.get(use, gate.tensor) == source}
+    def __init__(self, graph: Graph, cut: Cut) -> None:
+        self._graph = graph
+        self._read: dict[Use, str] = {}
+        for number, gate in enumerate(cut.fed):
+            self._read |= dict.fromkeys(gate.uses, closed_name(number))
+        self._waiting = dict(enumerate(cut.inside))
+        sinks = {position for gate in (*cut.fed, *cut.inside) for position, _ in gate.uses}
+        self._holders = {holder for position in sinks for holder in graph.holders(position)}
+
+    def nodes(self, positions: Iterable[int]) -> Iterator[NodeProto]:
+        """The nodes at these positions of one graph, in order, with the gates between them."""
+        for position in positions:
+            if position not in self._holders:
+                yield self._graph.protos[position]
+                continue
+            for number, gate in list(self._waiting.items()):
+                if self._belongs(gate, position):
+                    yield from self._multiplied(gate_name(number), self._waiting.pop(number))
+            yield self._gated(position)
+
+    def _belongs(self, gate: Gate, position: int) -> bool:
+        """Is one of the gate's sinks this node, or inside it, and its tensor one of the node's own graph?"""
+        here = self._graph.scopes.get(gate.tensor) == self._graph.nodes[position].inside
+        return here and any(position in self._graph.holders(sink) for sink, _ in gate.uses)
+
+    def _gated(self, position: int) -> NodeProto:
+        """The node, reading what the gates leave; its bodies too."""
+        node = NodeProto()
+        node.CopyFrom(self._graph.protos[position])
+        node.input[:] = [self._read.get((position, index), name) for index, name in enumerate(node.input)]
+        for body in self._graph.bodies.get(position, ()):
+            inner = next(attribute.g for attribute in node.attribute if attribute.name == body.attribute)
+            gated = list(self.nodes(body.nodes))
+            del inner.node[:]
+            inner.node.extend(gated)
+        return node
+
+    def _multiplied(self, name: str, gate: Gate) -> Iterator[NodeProto]:
+        """Nodes that multiply the gate into what its sinks read so far; from then on they read the product."""
+        factor, element_type = name, element_type_of(gate.tensor, self._graph)
+        if element_type != TensorProto.FLOAT:
+            factor = f"{name}.cast"
+            yield helper.make_node("Cast", [name], [factor], to=element_type)
+        for number, source in enumerate(dict.fromkeys(self._read.get(use, gate.tensor) for use in gate.uses)):
+            product = f"{name}.product.{number}"
+            yield helper.make_node("Mul", [source, factor], [product])
+            self._read |= {use: product for use in gate.uses if self._read.get(use, gate.tensor) == source}
 
 
 def element_type_of(name: str, graph: Graph) -> int:
