@@ -139,6 +139,7 @@ def each_its_own(ports: Sequence[Port], given: Mapping[str, Shape]) -> Iterator[
 def filled(port: Port, given: Shape, batch: int, names: dict[str, int], fresh: Iterator[int]) -> Shape:
     """Concrete sizes for one input; names that get a size here are remembered in `names`."""
     sizes = []
+    given = given[1:] if len(given) == len(port.shape or ()) + 1 else given  # whole feeds, one behind the other
     for axis, declared in enumerate(port.shape or ()):
         if isinstance(declared, int):
             sizes.append(declared)
