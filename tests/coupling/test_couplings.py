@@ -641,8 +641,9 @@ def test_a_width_that_the_output_tells_stays() -> None:
     assert not couplings.groups
 
 
-def test_a_width_that_a_body_reads_stays() -> None:
-    """The branch of an If multiplies by a width: it stays, although no input of the node tells so."""
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_width_that_a_body_reads_as_a_number_keeps_its_value(taken: bool) -> None:
+    """The branch of an If multiplies by a width, although no input of the node tells so: the number stays."""
     scalar = onnx.helper.make_tensor_value_info
     then = onnx.helper.make_graph(
         [onnx.helper.make_node("Mul", ["m", "s"], ["t"])], "then", [], [scalar("t", onnx.TensorProto.FLOAT, None)]
@@ -662,7 +663,5 @@ def test_a_width_that_a_body_reads_stays() -> None:
     )
     branch = onnx.helper.make_node("If", ["taken"], ["y"], then_branch=then, else_branch=other)
     model.graph.node[-1].CopyFrom(branch)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(False), "taken"))
-    couplings = coupled(model)
-    assert not couplings.groups
-    assert "its width is told to a body" in reasons(couplings)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(taken), "taken"))
+    assert_removal_equals_zeroing(model, groups={"a": 6})

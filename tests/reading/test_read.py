@@ -128,7 +128,7 @@ def test_outer_tensors_of_a_body_are_known() -> None:
         """)
     )
     assert graph.captured == {"a"}
-    assert graph.nodes[-1].has_body
+    assert graph.main[-1].has_body
 
 
 def test_a_missing_file() -> None:
