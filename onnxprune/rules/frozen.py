@@ -9,7 +9,6 @@ keeps_all(
     *("SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap", "SplitToSequence"),
     because="works on more than tensors",
 )
-keeps_all("If", "Loop", "Scan", because="has a body that is not analysed")
 keeps_all(
     *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     because="draws its random numbers position by position",
