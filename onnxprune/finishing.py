@@ -176,6 +176,7 @@ def finished(
         timed = latency((couplings.graph.model, dense), session.calibration, threads=session.threads)
         zeros = weights_measured(session, made, plan) if made.thinned else None
         eight_bits = quantized_measured(session, made, plan) if made.quantized else None
+    groups = group_reports(couplings, plan)
     return Report(
         format="onnxprune-report",
         version=1,
@@ -185,8 +186,8 @@ def finished(
         pruned=smaller,
         latency=timed,
         distance=distance(session.outputs, after),
-        groups=tuple(GroupReport(group.name, group.size, len(group.kept)) for group in plan.groups if group.exact),
-        skipped={group.name: group.inexact.text for group in couplings.groups if group.inexact is not None},
+        groups=tuple(group for group in groups if not group.inexact or group.after < group.before),
+        skipped={group.name: group.inexact for group in groups if group.inexact and group.after == group.before},
         refitted=made.pruned.refitted,
         weights=zeros,
         quantized=eight_bits,
@@ -196,6 +197,12 @@ def finished(
         notes=(*notes, *notes_on(session, plan, made.pruned.scores, thinned=made.thinned is not None)),
         seconds=clock.seconds,
     )
+
+
+def group_reports(couplings: Couplings, plan: Plan) -> tuple[GroupReport, ...]:
+    """What became of each group."""
+    whys = {group.name: group.inexact.text if group.inexact else "" for group in couplings.groups}
+    return tuple(GroupReport(group.name, group.size, len(group.kept), whys[group.name]) for group in plan.groups)
 
 
 def weights_measured(session: Session, made: Made, plan: Plan) -> WeightsFigures:

@@ -155,6 +155,7 @@ class Job:
             "compensate": recipe.compensate,
             "weights": None if options.weights is None else str(options.weights),
             "quantize": options.quantize,
+            "inexact": options.inexact,
             "seed": options.seed,
         }
         if scores is not None:

@@ -58,6 +58,7 @@ class Options:
     quantize: Literal["int8"] | None = None
     only: str | Sequence[str] = ()
     skip: str | Sequence[str] = ()
+    inexact: bool = False
     min_channels: int = 1
     multiple_of: int = 1
     jobs: int | None = None
@@ -90,7 +91,7 @@ class Options:
     @property
     def limits(self) -> Limits:
         """What every plan keeps to."""
-        return Limits(globs(self.only), globs(self.skip), self.min_channels, self.multiple_of)
+        return Limits(globs(self.only), globs(self.skip), self.min_channels, self.multiple_of, inexact=self.inexact)
 
     @property
     def removed_weights(self) -> Sparsity | None:

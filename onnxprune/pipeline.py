@@ -65,6 +65,7 @@ def prune(
     quantize: Literal["int8"] | None = None,
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
+    inexact: bool = False,
     min_channels: int = 1,
     multiple_of: int = 1,
     jobs: int | None = None,
@@ -119,6 +120,8 @@ def prune(
         executor: runs the probes in place of processes of our own, such as a Dask cluster's `client.get_executor()`.
         cache: folder for a journal of what probes found; it is used again by a run on the same model and samples.
         only, skip: globs on group, layer and weight names.
+        inexact: prune inexact groups too, whose removal changes what other channels compute (a LayerNorm's mean, say).
+            They are probed, and proven, in the masked form of the model, which takes sums and means over what is kept.
         min_channels, multiple_of: widths stay at least this wide and multiples of that.
         allocation: how wide each group stays under the bounds. "curves" (default with data): at the least sum of
             losses, measured at several widths of each group after its readers were refitted; "global": channels go by
@@ -145,9 +148,9 @@ def prune(
         macs=macs, params=params, size=size, ratio=ratio, threshold=threshold, max_drop=max_drop, confidence=confidence,
         metric=metric, eval_data=eval_data, criterion=criterion, scores=scores, loss=loss, labels=labels, delta=delta,
         order=order, probe_samples=probe_samples, allocation=allocation, rounds=rounds, compensate=compensate,
-        weights=weights, sparse=sparse, quantize=quantize, only=only, skip=skip, min_channels=min_channels,
-        multiple_of=multiple_of, jobs=jobs, memory=memory, provider=provider, executor=executor, cache=cache, seed=seed,
-        threads=threads,
+        weights=weights, sparse=sparse, quantize=quantize, only=only, skip=skip, inexact=inexact,
+        min_channels=min_channels, multiple_of=multiple_of, jobs=jobs, memory=memory, provider=provider,
+        executor=executor, cache=cache, seed=seed, threads=threads,
     )  # fmt: skip
     return begin(model, data, options, progress).result()
 

@@ -43,6 +43,7 @@ def assert_removal_equals_zeroing(
     *,
     groups: Mapping[str, int] | Sequence[int] | None = None,
     inexact: Mapping[str, int] | Sequence[int] = (),
+    proven: bool = True,
     seed: int = 0,
 ) -> Couplings:
     """
@@ -50,7 +51,7 @@ def assert_removal_equals_zeroing(
     is valid, keeps its interface, and computes what the original computes with those channels zeroed.
 
     `groups` and `inexact` say which exact and which inexact groups must be found: their sizes, by name or in any order;
-    without `groups` there must be some.
+    without `groups` there must be some. Removing from inexact groups must equal masking, if they are `proven`.
     """
     couplings = coupled(model)
     exact = [group for group in couplings.groups if group.exact]
@@ -61,6 +62,8 @@ def assert_removal_equals_zeroing(
     if exact:
         assert_every_removal_is_exact(couplings, seed=seed)
         assert_pruning_matters(couplings, random_selection(exact, np.random.default_rng(seed)), seed=seed)
+    if proven and len(exact) < len(couplings.groups):
+        assert_removal_equals_masking(couplings, seed=seed)
     return couplings
 
 
@@ -72,17 +75,6 @@ def assert_every_removal_is_exact(couplings: Couplings, *, seed: int = 0) -> Non
         assert_selection_is_exact(couplings, random_selection([group], random), seed=seed)
     if exact:
         assert_selection_is_exact(couplings, random_selection(exact, random), seed=seed)
-
-
-def assert_inexact_removal_is_valid(couplings: Couplings, *, seed: int = 0) -> None:
-    """Remove random channels of all groups, inexact ones too: the model is valid and runs at every size."""
-    if not couplings.groups:
-        return
-    pruned = rewrite_kept(couplings, random_selection(couplings.groups, np.random.default_rng(seed)))
-    assert_valid(couplings.graph.model, pruned)
-    assert_same_interface(couplings.graph.model, pruned)
-    for feeds in feeds_of(couplings.graph, seed):
-        run(pruned, feeds)
 
 
 def assert_inexact(model: ModelProto, groups: Mapping[str, int], *, seed: int = 0) -> Couplings:
@@ -102,7 +94,35 @@ def assert_inexact(model: ModelProto, groups: Mapping[str, int], *, seed: int = 
         feeds = next(feeds_of(couplings.graph, seed))
         difference = largest_difference(run(pruned, feeds), run(blank, feeds))
         assert not difference <= TOLERANCE, f"{group.name} is called inexact, but removing equals zeroing"
+    assert_removal_equals_masking(couplings, seed=seed)
     return couplings
+
+
+def assert_removal_equals_masking(couplings: Couplings, *, seed: int = 0) -> None:
+    """
+    The masked form of the model computes what the model does, and in it all groups are exact: with random channels of
+    every inexact group zeroed there, of one group after the other and then of all groups together, it computes what the
+    rewritten model does.
+    """
+    masked = couplings.masked
+    assert_same_outputs(masked.graph.model, couplings.graph.model, feeds_of(couplings.graph, seed))
+    assert [group.name for group in masked.groups if not group.exact] == []
+    random = np.random.default_rng(seed)
+    selections = [[group] for group in couplings.groups if not group.exact]
+    for selected in (*selections, list(couplings.groups)):
+        assert_masking_is_exact(couplings, kept_channels(selected, random), seed=seed)
+
+
+def assert_masking_is_exact(couplings: Couplings, kept: Mapping[str, np.ndarray], *, seed: int = 0) -> None:
+    """Removing what `kept` leaves out, by the names of groups, equals zeroing it in the masked form."""
+    own, masked = (
+        {dim: stay for name in kept for dim, stay in form.group(name).per_dim(kept[name]).items()}
+        for form in (couplings, couplings.masked)
+    )
+    pruned, blank = rewrite_kept(couplings, own), zeroed(couplings.masked, masked)
+    assert_valid(couplings.graph.model, pruned)
+    assert_same_interface(couplings.graph.model, pruned)
+    assert_same_outputs(pruned, blank, feeds_of(couplings.graph, seed))
 
 
 def reasons(couplings: Couplings) -> set[str]:
@@ -120,11 +140,17 @@ def assert_found(found: Sequence[Group], expected: Mapping[str, int] | Sequence[
 
 def random_selection(groups: Sequence[Group], random: np.random.Generator) -> dict[Dim, np.ndarray]:
     """Some channels of every group stay, at least one, and at least one goes."""
-    kept: dict[Dim, np.ndarray] = {}
+    kept = kept_channels(groups, random)
+    return {dim: stay for group in groups for dim, stay in group.per_dim(kept[group.name]).items()}
+
+
+def kept_channels(groups: Sequence[Group], random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Some channels of every group, by its name: at least one, and not all."""
+    found = {}
     for group in groups:
         count = int(random.integers(1, group.size))
-        kept.update(group.per_dim(np.sort(random.choice(group.size, count, replace=False))))
-    return kept
+        found[group.name] = np.sort(random.choice(group.size, count, replace=False))
+    return found
 
 
 def assert_selection_is_exact(couplings: Couplings, kept: Kept, *, seed: int = 0) -> None:

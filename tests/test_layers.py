@@ -20,6 +20,7 @@ STAGES = (*FIRST_STAGES, *LATER_STAGES, *WHOLE_RUNS)
 
 BUILDERS = {
     "reading/bodies.py": "tells how tensors pass through bodies, by which their insides are run",
+    "coupling/masking.py": "puts masks at sums and means",
     "reading/graph.py": "Constant nodes hold weights",
     "reading/observing.py": "adds nodes that measure, and zeros in place of weights",
     "probing/engine/splitting.py": "puts gates in front of sinks",

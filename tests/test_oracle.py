@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from onnxprune.coupling.constants import Variant
 from onnxprune.rules import registry
-from onnxprune.rules.facts import Inexact
+from onnxprune.rules.facts import Normalized
 from tests.models import build
 from tests.oracle import assert_inexact, assert_removal_equals_zeroing
 
@@ -38,7 +38,7 @@ def test_a_slice_at_wrong_positions_is_found(name: str, monkeypatch: pytest.Monk
 def test_a_rule_that_calls_a_mean_exact_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were a rule silent about what makes it inexact, the outputs would differ."""
     honest = registry._RULES["", "LayerNormalization"]
-    silent = lambda op: [fact for fact in honest(op) if not isinstance(fact, Inexact)]  # noqa: E731
+    silent = lambda op: [fact for fact in honest(op) if not isinstance(fact, Normalized)]  # noqa: E731
     monkeypatch.setitem(registry._RULES, ("", "LayerNormalization"), silent)
     model = build("a = MatMul(x[N,5], w1[5,8])\n b = LayerNormalization(a, scale[8])\n y = MatMul(b, w2[8,3])")
     with pytest.raises(AssertionError, match="outputs differ"):

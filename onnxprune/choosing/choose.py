@@ -131,7 +131,7 @@ def groups_to_prune(couplings: Couplings, limits: Limits) -> tuple[Group, ...]:
 
 def nothing_to_prune(couplings: Couplings, limits: Limits) -> str:
     """Why there is no group, in the user's words."""
-    if any(group.exact for group in couplings.groups):
+    if any(group.exact or limits.inexact for group in couplings.groups):
         left = ", ".join(repr(group.name) for group in couplings.groups[:6])
         return f"Expected a group to prune, found none: --only and --skip leave none of {left}. Leave more."
     reasons = [f"{group.name!r}: {group.inexact.text}" for group in couplings.groups if group.inexact is not None]
@@ -141,7 +141,13 @@ def nothing_to_prune(couplings: Couplings, limits: Limits) -> str:
     reasons = list(dict.fromkeys(reasons)) or ["no layer reads weights"]
     listed = "".join(f"\n  - {reason}" for reason in reasons[:8])
     more = f"\n  - and {len(reasons) - 8} more" if len(reasons) > 8 else ""
-    return f"Expected a group of channels to prune, found none:{listed}{more}\nSee `onnxprune inspect`."
+    advice = "See `onnxprune inspect`."
+    if any(couplings.proves(group) for group in couplings.groups):
+        advice = (
+            "Prune inexact groups all the same with --inexact: "
+            "they are held against the model with what goes masked out."
+        )
+    return f"Expected a group of channels to prune, found none:{listed}{more}\n{advice}"
 
 
 def best(scores: np.ndarray, count: int) -> np.ndarray:

@@ -88,6 +88,15 @@ class Plan:
                 found.update(group.per_dim(np.array(planned.kept, np.int64)))
         return found
 
+    def form(self, couplings: Couplings) -> Couplings:
+        """The model in the form in which to zero is to remove: the masked one where inexact groups lose channels."""
+        return couplings.masked if self.inexact_groups(couplings) else couplings
+
+    def inexact_groups(self, couplings: Couplings) -> tuple[Group, ...]:
+        """The inexact groups that lose channels."""
+        narrowed = {group.name for group in self.groups if len(group.kept) < group.size}
+        return tuple(group for group in couplings.groups if not group.exact and group.name in narrowed)
+
     def _check_model(self, couplings: Couplings) -> None:
         if self.model.sha256 != couplings.graph.sha256:
             raise PlanError(

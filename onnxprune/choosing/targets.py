@@ -129,6 +129,7 @@ class Limits:
         min_channels: channels that stay in each group at least.
         multiple_of: widths are multiples of it, or the full width.
         floor: share of each group that stays as long as the bounds can be reached so.
+        inexact: inexact groups may go as well, those that the masked form of the model proves.
     """
 
     only: tuple[str, ...] = ()
@@ -136,6 +137,7 @@ class Limits:
     min_channels: int = 1
     multiple_of: int = 1
     floor: float = 0.1
+    inexact: bool = False
 
     def __post_init__(self) -> None:
         for name in ("min_channels", "multiple_of"):
@@ -144,7 +146,7 @@ class Limits:
 
     def groups(self, couplings: Couplings) -> tuple[Group, ...]:
         """
-        The exact groups that may be pruned.
+        The groups that may be pruned.
 
         Raises:
             UsageError: a glob matches nothing.
@@ -161,7 +163,7 @@ class Limits:
         return tuple(
             group
             for group in couplings.groups
-            if group.exact
+            if (group.exact or (self.inexact and couplings.proves(group)))
             and (not self.only or group.name in wanted)
             and not any(matches(group, glob) for glob in self.skip)
         )

@@ -263,12 +263,13 @@ def studied(
     seed: int,
     only: tuple[str, ...],
     skip: tuple[str, ...],
+    inexact: bool,
     **effort_options: Any,
 ) -> Study:
     """What the options of a command that writes `output` name."""
     effort = effort_of(output, **effort_options)
     couplings, arrays = read_with(source, data)
-    groups = groups_to_prune(couplings, Limits(only, skip))
+    groups = groups_to_prune(couplings, Limits(only, skip, inexact=inexact))
     return Study(couplings, gather(couplings.graph, arrays, labels=labels, seed=seed), groups, effort)
 
 

@@ -99,6 +99,7 @@ compensate_option = click.option(
 selection_options = several(
     click.option("--only", multiple=True, metavar="GLOB", help="Only these groups or layers; may be repeated."),
     click.option("--skip", multiple=True, metavar="GLOB", help="Leave these groups or layers alone."),
+    click.option("--inexact", is_flag=True, help="Also groups whose removal changes a mean (LayerNorm) or other sums."),
 )
 """Which groups."""
 

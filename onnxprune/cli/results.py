@@ -57,8 +57,9 @@ def show_result(result: PruneResult, target: str, quiet: bool) -> None:
         console.print(tables.judgement_table(result.report.judgement))
     verdict, new = result.report.verdict, len(result.plan.refitted)
     refitted = f", but for {new} weights and biases that were given new numbers" if new else ""
+    left_out = " and left out of means and sums" if verdict.is_masked else ""
     console.print(
-        f"\nVerified on {verdict.samples} samples: equals the original with the removed slices set to zero "
+        f"\nVerified on {verdict.samples} samples: equals the original with the removed slices set to zero{left_out} "
         f"({verdict.equality}){refitted}. Written to {escape(target)}",
         highlight=False,
         soft_wrap=True,

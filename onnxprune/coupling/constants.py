@@ -10,6 +10,7 @@ import numpy as np
 from onnxprune.coupling.codings import Level
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import Use, facts_where
+from onnxprune.reading.graph import fresh_name
 from onnxprune.rules.axes import Axis, Dim, kept_positions, leaves
 from onnxprune.rules.facts import Lookup
 
@@ -84,13 +85,3 @@ def new_numbers(axis: Axis, kept: Kept) -> np.ndarray:
     stays = np.zeros(axis.size, np.int64)
     stays[kept_positions(axis, kept)] = 1
     return np.cumsum(stays) - 1
-
-
-def fresh_name(wanted: str, taken: set[str]) -> str:
-    """A name that no tensor has; it is taken from now on."""
-    name, attempt = wanted, 1
-    while name in taken:
-        attempt += 1
-        name = f"{wanted}.{attempt}"
-    taken.add(name)
-    return name

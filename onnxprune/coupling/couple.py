@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from onnxprune.coupling.costs import Costs, batch_dims, costs_of
+from onnxprune.coupling.masking import masked_model
 from onnxprune.coupling.types import Typing, Use, facts_where, solve_types
 from onnxprune.coupling.unification import Reason
-from onnxprune.coupling.zeros import Zeroing, mark_inexact_sinks
+from onnxprune.coupling.zeros import Leak, Zeroing, leaks_of, zeroing_of
 from onnxprune.reading.graph import Graph
-from onnxprune.rules.axes import Axis, Dim, leaves
+from onnxprune.reading.read import read
+from onnxprune.rules.axes import Axis, Dim, Product, Sum, leaves
 from onnxprune.rules.facts import Stores
 from onnxprune.rules.operation import Tensor
 
@@ -32,7 +34,8 @@ class Group:
     Channels that can be removed one by one, each with all its slices.
 
     `dims` are the group's dimension variables, its channels laid end to end. `inexact` says why a removal would change
-    what the other channels compute; such a group is never pruned unless asked for.
+    what the other channels compute; such a group is never pruned unless asked for, and then held against the masked
+    form of the model.
     """
 
     name: str
@@ -59,6 +62,9 @@ class Group:
         }
 
 
+NOT_FOUND = Reason("it is not found again in the masked form of the model")
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Positions of constants that stay, and why."""
@@ -73,7 +79,7 @@ class Couplings:
     """
     The groups of a model, what is frozen and why, its costs, and the dimension type of every axis.
 
-    `zeroing` says what zeroing does to constants.
+    `zeroing` says what zeroing does to constants, `leaks` are the places that zeroing alone does not close.
     """
 
     graph: Graph
@@ -82,11 +88,32 @@ class Couplings:
     refusals: tuple[Refusal, ...]
     costs: Costs
     zeroing: Zeroing
+    leaks: tuple[Leak, ...]
 
     @cached_property
     def batch(self) -> frozenset[Dim]:
         """The Dims that count samples."""
         return batch_dims(self.graph, self.typing)
+
+    @cached_property
+    def masked(self) -> Couplings:
+        """
+        The same groups in a model that computes the same, where inexact ones are exact as far as masks can do that.
+
+        What sums or averages over them there counts positions that constants name, which go with the group: with zeros
+        in these the model computes what the rewritten one does.
+        """
+        inexact = frozenset(dim for group in self.groups if not group.exact for dim in group.dims)
+        if not inexact:
+            return self
+        graph = read(masked_model(self.graph, self.typing, self.leaks, inexact), input_shapes=self.graph.input_shapes)
+        graph = replace(graph, sha256=self.graph.sha256, path=self.graph.path, file_bytes=self.graph.file_bytes)
+        found = couple(graph)
+        return replace(found, groups=groups_again(self, found))
+
+    def proves(self, group: Group) -> bool:
+        """Can the removal of the group's channels be held against something: the zeroed model, or its masked form?"""
+        return group.exact or self.masked.group(group.name).exact
 
     def group(self, name: str) -> Group:
         """The group of that name."""
@@ -108,7 +135,11 @@ def couple(graph: Graph) -> Couplings:
         conv1.weight axis 0 ── conv1.out axis 1 ── add.out axis 1 ── conv4.weight axis 1
     """
     typing = solve_types(graph)
-    zeroing = mark_inexact_sinks(graph, typing)
+    zeroing = zeroing_of(graph, typing)
+    leaks = tuple(leaks_of(graph, typing, zeroing))
+    for leak in leaks:
+        for dim in leak.dims:
+            typing.solver.mark_inexact(dim, leak.reason)
     where = constant_axes(graph, typing)
     families = tuple(prunable(typing, weighty(where, graph)))
     names = unique_names(tuple(layer_name(family, graph, typing, where) for family in families))
@@ -122,9 +153,46 @@ def couple(graph: Graph) -> Couplings:
         )
         for name, family in zip(names, families, strict=True)
     )
-    return Couplings(
-        graph, typing, groups, tuple(refusals_of(typing, weighty(where, graph))), costs_of(graph, typing), zeroing
-    )
+    refusals = tuple(refusals_of(typing, weighty(where, graph)))
+    return Couplings(graph, typing, groups, refusals, costs_of(graph, typing), zeroing, leaks)
+
+
+def groups_again(old: Couplings, new: Couplings) -> tuple[Group, ...]:
+    """The groups of `old`, in terms of the types of `new`, whose graph has all tensors of the old one."""
+    again, solver = same_dims(old, new), new.typing.solver
+    groups = []
+    for group in old.groups:
+        if any(dim not in again for dim in group.dims):
+            groups.append(replace(group, inexact=NOT_FOUND))
+            continue
+        dims = tuple(again[dim] for dim in group.dims)
+        reasons = [reason for dim in dims if (reason := solver.frozen(dim) or solver.inexact(dim)) is not None]
+        groups.append(replace(group, dims=dims, inexact=next(iter(reasons), None)))
+    return tuple(groups)
+
+
+def same_dims(old: Couplings, new: Couplings) -> dict[Dim, Dim]:
+    """For each Dim of computed tensors the one that stands in its place when the same tensors are typed again."""
+    found: dict[Dim, Dim] = {}
+    apart: set[Dim] = set()
+    for name in old.graph.makers.keys() & old.typing.tensors.keys() & new.typing.tensors.keys():
+        tensors = old.typing.axes(old.typing.tensors[name]), new.typing.axes(new.typing.tensors[name])
+        for one, other in zip(*tensors, strict=True):
+            for dim, again in paired(one, other):
+                if found.setdefault(dim, again) is not again:
+                    apart.add(dim)
+    return {dim: again for dim, again in found.items() if dim not in apart}
+
+
+def paired(one: Axis, other: Axis) -> Iterator[tuple[Dim, Dim]]:
+    """The Dims that stand in the same places of two types of one axis, as far as these are built alike."""
+    match one, other:
+        case Dim(), Dim():
+            yield one, other
+        case (Sum(parts), Sum(others)) | (Product(parts), Product(others)):
+            if [part.size for part in parts] == [part.size for part in others]:
+                for part, again in zip(parts, others, strict=True):
+                    yield from paired(part, again)
 
 
 def constant_axes(graph: Graph, typing: Typing) -> dict[Dim, tuple[Slice, ...]]:

@@ -13,7 +13,17 @@ from onnxprune.coupling.unification import Reason, Solver
 from onnxprune.reading.graph import Constant, Graph, Node, Shape
 from onnxprune.reading.observing import Observation, other_settings
 from onnxprune.rules.axes import Axis, Dim, leaves, width
-from onnxprune.rules.facts import Contracted, Equal, Fact, Frozen, Inexact, Lookup, Measured
+from onnxprune.rules.facts import (
+    Averaged,
+    Contracted,
+    Equal,
+    Fact,
+    Frozen,
+    Inexact,
+    Lookup,
+    Measured,
+    Normalized,
+)
 from onnxprune.rules.operation import BodyOf, Op, Tensor
 from onnxprune.rules.registry import facts_of, refuse
 
@@ -78,7 +88,7 @@ def solve_types(graph: Graph) -> Typing:
     stated = [said[node.position] for node in graph.nodes]
     for one in stated:
         for fact in one.facts:
-            hear(fact, one.op.node, solver)
+            hear(fact, one.op, solver)
         for axis in unmentioned(one, graph):
             solver.freeze(axis, Reason(f"{one.op.node.label} says nothing about it", one.op.node.name, by_nature=True))
     for port in (*graph.inputs, *graph.outputs):
@@ -208,15 +218,29 @@ def follows(node: Node, knowable: set[str]) -> bool:
     return not node.has_body and all(name in knowable for name in node.inputs if name)
 
 
-def hear(fact: Fact, node: Node, solver: Solver) -> None:
+def hear(fact: Fact, op: Op, solver: Solver) -> None:
     """Take one fact into the solution."""
+    label, node = op.node.label, op.node.name
     match fact:
         case Equal(left, right):
-            solver.equate(left, right, node.name)
+            solver.equate(left, right, node)
         case Frozen(axis, text, by_nature):
-            solver.freeze(axis, Reason(text, node.name, by_nature))
+            solver.freeze(axis, Reason(text, node, by_nature))
         case Inexact(axis, text):
-            solver.mark_inexact(axis, Reason(text, node.name))
+            solver.mark_inexact(axis, Reason(text, node))
+        case Averaged() | Normalized():
+            for axis in averaged_axes(fact, op):
+                solver.mark_inexact(axis, Reason(f"{label} takes a mean over it", node))
+
+
+def averaged_axes(fact: Averaged | Normalized, op: Op) -> Iterator[Axis]:
+    """The axes that the node takes a mean over."""
+    if isinstance(fact, Averaged):
+        yield fact.tensor[fact.axis]
+        return
+    yield from (op.input(fact.added[0])[number] for number in fact.over)
+    if fact.within is not None:
+        yield fact.within
 
 
 def unmentioned(one: Stated, graph: Graph) -> Iterator[Dim]:
@@ -236,7 +260,7 @@ def axes_in(fact: Fact) -> tuple[Axis, ...]:
             return whole, found
         case Frozen(axis, _, _) | Inexact(axis, _):
             return (axis,)
-        case Contracted(tensor, number):
+        case Contracted(tensor, number) | Averaged(tensor, number):
             return (tensor[number],)
         case _:
             return ()

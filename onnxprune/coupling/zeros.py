@@ -8,6 +8,7 @@ what the rules say.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -68,22 +69,38 @@ def uses_of(name: str, use: Use | None, graph: Graph) -> Iterator[Use]:
     yield from [use] if use else ((node.position, index) for node, index in graph.readers.get(name, ()))
 
 
-def mark_inexact_sinks(graph: Graph, typing: Typing) -> Zeroing:
-    """
-    Mark every Dim inexact that some sink sums over although its removed positions are not zero there.
+def zeroing_of(graph: Graph, typing: Typing) -> Zeroing:
+    """How constants are zeroed."""
+    return Zeroing(frozenset(divisor_uses(graph, typing)), codings_of(graph, typing))
 
-    Returns how constants are zeroed.
-    """
-    zeroing = Zeroing(frozenset(divisor_uses(graph, typing)), codings_of(graph, typing))
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """What zeroing alone does not close: a sum that gets something from zeroed positions, or zeros that divide."""
+
+    op: Op
+    fact: Contracted | Divisor
+    dims: frozenset[Dim]
+
+    @property
+    def reason(self) -> Reason:
+        """Why a removal there is inexact."""
+        told = "sums over it where its zeroed positions are not zero"
+        if isinstance(self.fact, Divisor):
+            told = "has no value where its zeroed positions are zero"
+        return Reason(f"{self.op.node.label} {told}", self.op.node.name)
+
+
+def leaks_of(graph: Graph, typing: Typing, zeroing: Zeroing) -> Iterator[Leak]:
+    """Every place where the zeroed model differs from one without the zeroed positions."""
     known = zeros_known(graph, typing, zeroing)
     for one in typing.stated:
         read = Held(one, graph, typing, known, zeroing).read
         for fact in one.facts:
-            if isinstance(fact, Contracted):
-                mark_sink(fact, one.op, read, typing)
-            elif isinstance(fact, Divisor):
-                mark_divisor(fact, one.op, read, typing)
-    return zeroing
+            if isinstance(fact, Contracted | Divisor):
+                dims = frozenset(leaking(fact, read, typing))
+                if dims:
+                    yield Leak(one.op, fact, dims)
 
 
 class Held:
@@ -128,19 +145,15 @@ def zeros_known(graph: Graph, typing: Typing, zeroing: Zeroing) -> dict[str, Zer
             return known
 
 
-def mark_sink(fact: Contracted, op: Op, at: Mapping[int, ZeroSet], typing: Typing) -> None:
+def leaking(fact: Contracted | Divisor, at: Mapping[int, ZeroSet], typing: Typing) -> Iterator[Dim]:
+    """The Dims whose zeroed positions still count in the node's sum, or whose zeros it would divide by."""
+    if isinstance(fact, Divisor):
+        yield from (dim for dim in dims_of(fact.tensor, typing) if dim in at[id(fact.tensor)])
+        return
     operands = [at[id(operand)] for operand in fact.by]
     for dim in leaves(typing.solver.resolve(fact.sums)):
         if not any(dim in operand for operand in operands):
-            text = f"{op.node.label} sums over it where its zeroed positions are not zero"
-            typing.solver.mark_inexact(dim, Reason(text, op.node.name))
-
-
-def mark_divisor(fact: Divisor, op: Op, at: Mapping[int, ZeroSet], typing: Typing) -> None:
-    for dim in dims_of(fact.tensor, typing):
-        if dim in at[id(fact.tensor)]:
-            text = f"{op.node.label} has no value where its zeroed positions are zero"
-            typing.solver.mark_inexact(dim, Reason(text, op.node.name))
+            yield dim
 
 
 def zero_sets_at(
@@ -207,11 +220,17 @@ def limited(zeros: ZeroSet, output: Tensor, typing: Typing) -> ZeroSet:
 
 
 def divisor_uses(graph: Graph, typing: Typing) -> Iterator[Use]:
-    """Uses of constants that divide, directly or through nodes that compute from constants alone."""
+    """
+    Uses of constants that divide, directly or through nodes that compute from constants alone.
+
+    A single number that is computed, such as a sum of them all, does not become zero with some of them.
+    """
     pending = [(op.node, op.inputs.index(fact.tensor)) for op, fact in facts_where(typing, Divisor)]
     while pending:
         node, index = pending.pop()
         name = node.inputs[index]
+        if name in graph.makers and math.prod(graph.shapes.get(name, ())) == 1:
+            continue
         if name in graph.constants:
             yield node.position, index
         elif name in typing.knowable:

@@ -106,9 +106,15 @@ class Inquiry:
         return Measured(found, reused, path, dropped)
 
     def _ask(self, left: Sequence[Question], found: dict[tuple[str, str], Answer], journal: Journal | None) -> None:
-        """Add the answers to what was found before."""
+        """
+        Add the answers to what was found before.
+
+        A gate that closes is a removal where groups are exact; for the others it is one in the masked form.
+        """
         total = len(found) + len(left)
-        with Engine(self.couplings, self.calibration, self.loss, self.effort.means) as engine:
+        exact = all(self.couplings.group(question.group).exact for question in left)
+        form = self.couplings if exact else self.couplings.masked
+        with Engine(form, self.calibration, self.loss, self.effort.means) as engine:
             self._tell(f"{ESTIMATE} {spelled(engine.seconds(left))}", len(found), total)
             for answer in engine.answers(left):
                 found[answer.question.key] = answer

@@ -35,6 +35,7 @@ def probe(
     loss: LossName | UserLoss | Loss = "distance",
     *,
     groups: Sequence[Group] | None = None,
+    inexact: bool = False,
     samples: Samples = "auto",
     delta: float | None = None,
     order: int = 1,
@@ -53,7 +54,7 @@ def probe(
         couplings: of the model.
         data: the samples, in any form that `prune` takes.
         loss: as `prune` takes it, or one that was prepared for these samples.
-        groups: which groups to measure; all exact ones by default.
+        groups: which groups to measure; all exact ones by default, and with `inexact` all that can be proven.
         samples: how many of the samples the loss is averaged over, those that tell most: a number, "all", or "auto":
             32, and more where that costs little.
         delta: how far a gate closes: 1 is removal (the default), a small number gives the derivative by central
@@ -69,7 +70,8 @@ def probe(
     """
     delta = step(delta, order)
     effort = Effort(samples, Means(jobs, memory, threads, provider, executor), cache)
-    chosen = [group for group in couplings.groups if group.exact] if groups is None else list(groups)
+    chosen = [group for group in couplings.groups if group.exact or (inexact and couplings.proves(group))]
+    chosen = chosen if groups is None else list(groups)
     channels = sum(group.size for group in chosen)
     inquiry = inquiry_for(couplings, gather(couplings.graph, data), loss, effort, progress, probes=channels)
     return sensitivities(inquiry, chosen, delta, order)[0]

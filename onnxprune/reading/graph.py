@@ -300,6 +300,16 @@ def names_in(body: GraphProto) -> Iterator[str]:
                 yield from names_in(inner)
 
 
+def fresh_name(wanted: str, taken: set[str]) -> str:
+    """A name that no tensor has; it is taken from now on."""
+    name, attempt = wanted, 1
+    while name in taken:
+        attempt += 1
+        name = f"{wanted}.{attempt}"
+    taken.add(name)
+    return name
+
+
 def constants_of(graph: GraphProto, folder: str) -> dict[str, Constant]:
     """Every initializer and every value of a Constant node, those in bodies too, by the tensor's name."""
     return {constant.name: constant for constant in held_constants(graph, folder)}

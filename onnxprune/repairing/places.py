@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from onnxprune.coupling.constants import fresh_name
-from onnxprune.reading.graph import names_in, read_by
+from onnxprune.reading.graph import fresh_name, names_in, read_by
 from onnxprune.rewriting.editing import INITIALIZERS_ARE_NO_INPUTS, like
 
 

@@ -11,13 +11,18 @@ from onnxprune.reading.records import STRICT, json_text
 
 @dataclass(frozen=True, config=STRICT)
 class InspectedGroup:
-    """A group; `macs` and `params` are the shares (0 to 1) of the model that its layers carry."""
+    """
+    A group; `macs` and `params` are the shares (0 to 1) of the model that its layers carry.
+
+    `exact` says whether it is pruned, `reason` why not; `proven` whether it could be, with `--inexact`.
+    """
 
     name: str
     channels: int
     macs: float
     params: float
     exact: bool
+    proven: bool
     reason: str
     slices: tuple[Slice, ...]
     layers: tuple[str, ...]
@@ -65,6 +70,7 @@ def inspect(couplings: Couplings) -> Inspection:
             macs=costs.macs.touching(dims).at({}) / (macs or 1),
             params=costs.params.touching(dims).at({}) / (params or 1),
             exact=group.exact,
+            proven=couplings.proves(group),
             reason="" if group.inexact is None else group.inexact.text,
             slices=group.slices,
             layers=group.layers,

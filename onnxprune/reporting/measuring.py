@@ -69,6 +69,10 @@ def notes_on(session: Session, plan: Plan, scores: Sensitivities | None, *, thin
             f"The labels ({labels.dtype} {list(labels.shape)}) are not used: "
             "they are not integers, one class number per sample, that fit an output."
         )
+    inexact = plan.inexact_groups(session.couplings)
+    if inexact:
+        named = ", ".join(f"{group.name!r} ({group.inexact.text})" for group in inexact if group.inexact)
+        yield f"Inexact groups were pruned, and held against the original with what went masked out: {named}."
     if not plan.removed and not thinned:
         yield "Nothing was removed: the targets hold already."
 

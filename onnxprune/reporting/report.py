@@ -33,11 +33,12 @@ class Figures:
 
 @dataclass(frozen=True, config=STRICT)
 class GroupReport:
-    """Channels of one group before and after."""
+    """Channels of one group before and after; `inexact` says why a removal changes what the others compute, if so."""
 
     name: str
     before: int
     after: int
+    inexact: str = ""
 
 
 @dataclass(frozen=True, config=STRICT)

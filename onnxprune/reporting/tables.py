@@ -120,7 +120,8 @@ def inspection_table(inspection: Inspection) -> Table:
     for group in inspection.groups:
         first = [f"{slot.tensor}[{slot.axis}]" for slot in group.slices[:2]]
         more = f" +{len(group.slices) - 2}" if len(group.slices) > 2 else ""
-        exact = "yes" if group.exact else f"no: {group.reason}"
+        how = "yes" if group.exact else "with --inexact" if group.proven else "no"
+        exact = how if group.exact else f"{how}: {group.reason}"
         table.add_row(
             escape(group.name),
             str(group.channels),

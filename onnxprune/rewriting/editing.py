@@ -9,8 +9,7 @@ import numpy as np
 from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from onnxprune.coupling.constants import fresh_name
-from onnxprune.reading.graph import Graph, constant_tensor
+from onnxprune.reading.graph import Graph, constant_tensor, fresh_name
 from onnxprune.reading.names import restore_names
 
 INITIALIZERS_ARE_NO_INPUTS = 4

@@ -27,10 +27,46 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True)
 class Inexact:
-    """A removed position would change what the others compute (a mean over the axis, say)."""
+    """A removed position would change what the others compute, in a way that has no masked form."""
 
     axis: Axis
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """
+    All that the node does along axis number `axis` of its input `tensor` is to take a mean over it.
+
+    So it computes the same from the mean itself, an axis of one position. The mean depends on how many positions there
+    are: a removal is inexact.
+    """
+
+    tensor: Tensor
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Normalized:
+    """
+    The node takes off means and divides by deviations, then scales and shifts::
+
+        scale · (x - mean) / sqrt(mean of (x - mean)² + epsilon) + shift
+
+    x is the sum of the inputs `added`. A mean runs over the axes `over`: a removal there is inexact. Without `centred`
+    no mean is taken off. `scale` and `shift` broadcast to x; but with `within` they belong to axis 1, which is blocks
+    of so many channels laid end to end, and a mean runs over those of one block. Inputs are given by their numbers.
+
+    Output 0 is the result, 1 the mean, 2 one over the deviation, 3 is x.
+    """
+
+    added: tuple[int, ...]
+    over: tuple[int, ...]
+    scale: int | None
+    shift: int | None
+    epsilon: float
+    centred: bool = True
+    within: Axis | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +329,8 @@ Fact = (
     Equal
     | Frozen
     | Inexact
+    | Averaged
+    | Normalized
     | Contracted
     | Stores
     | Implied

@@ -13,6 +13,7 @@ from onnxprune.rules.facts import (
     Frozen,
     Inexact,
     Macs,
+    Normalized,
     Pointwise,
     Stores,
     Zero,
@@ -76,6 +77,9 @@ def skip_layer_norm(op: Op) -> Iterator[Fact]:
     yield from same_axes(x, y)
     yield from broadcast((skip,), y)
     yield from normalized(op, x, scale, shift, bias)
+    added = (0, 1) if bias is None else (0, 1, 3 if simplified else 4)
+    epsilon = float(op.attribute("epsilon", 1e-12))
+    yield Normalized(added, (x.rank - 1,), 2, None if shift is None else 3, epsilon, not simplified)
     total = op.outputs[3] if len(op.outputs) > 3 else None
     if total is not None:
         yield from same_axes(x, total)
@@ -85,7 +89,6 @@ def skip_layer_norm(op: Op) -> Iterator[Fact]:
 def normalized(op: Op, x: Tensor, scale: Tensor, *others: Tensor | None) -> Iterator[Fact]:
     """A mean over the last axis; what scales, shifts and adds has one number for each of its positions."""
     y = op.output()
-    yield Inexact(y[-1], f"{op.node.label} takes a mean over it")
     for vector in (scale, *others):
         if vector is not None:
             yield Equal(vector[0], y[-1])

@@ -12,7 +12,7 @@ from onnxprune.rules.facts import (
     Equal,
     Fact,
     Frozen,
-    Inexact,
+    Normalized,
     Pointwise,
     Standardized,
     Stores,
@@ -21,6 +21,9 @@ from onnxprune.rules.facts import (
 from onnxprune.rules.operation import NotUnderstood, Op
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import broadcast, fixed, free, same_axes
+
+LEAST_DEVIATION = 1e-9
+"""What MeanVarianceNormalization adds to a deviation before it divides."""
 
 
 @rule("BatchNormalization")
@@ -45,8 +48,7 @@ def instance_norm(op: Op) -> Iterator[Fact]:
     yield from same_axes(x, y)
     yield Equal(scale[0], y[1])
     yield Equal(bias[0], y[1])
-    for axis in x[2:]:
-        yield Inexact(axis, f"{op.node.label} takes a mean over it")
+    yield Normalized((0,), tuple(range(2, x.rank)), 1, 2, epsilon_of(op), within=free(1))
     yield Zero(y, AllOf((scale, bias)))
 
 
@@ -58,11 +60,11 @@ def group_norm(op: Op) -> Iterator[Fact]:
     group, each = free(groups), free(x[1].size // groups)
     yield from same_axes(x, y)
     yield Equal(y[1], product_of((group, each)))
-    yield Inexact(each, f"{op.node.label} takes a mean over it")
     yield from fixed(x[2:], "spatial")
     per_channel = scale[0].size == x[1].size
     for factor in (scale, bias):
         yield Equal(factor[0], y[1] if per_channel else group)
+    yield Normalized((0,), tuple(range(2, x.rank)), 1, 2, epsilon_of(op), within=each)
     yield Stores("num_groups", None, group)
     yield Zero(y, AllOf((scale, bias)))
 
@@ -73,8 +75,8 @@ def layer_norm(op: Op) -> Iterator[Fact]:
     x, scale, bias, y = op.input(0), op.input(1), op.optional(2), op.output()
     start = op.axis(x, default=-1)
     yield from same_axes(x, y)
-    for axis in x[start:]:
-        yield Inexact(axis, f"{op.node.label} takes a mean over it")
+    centred = op.node.op_type == "LayerNormalization"
+    yield Normalized((0,), tuple(range(start, x.rank)), 1, None if bias is None else 2, epsilon_of(op), centred)
     for factor in (scale, bias):
         if factor is not None:
             yield from broadcast((factor,), y)
@@ -89,9 +91,13 @@ def mean_variance(op: Op) -> Iterator[Fact]:
     x, y = op.input(0), op.output()
     over = tuple(int(axis) % x.rank for axis in op.attribute("axes") or (0, 2, 3))
     yield from same_axes(x, y)
-    for number in over:
-        yield Inexact(x[number], f"{op.node.label} takes a mean over it")
+    yield Normalized((0,), over, None, None, LEAST_DEVIATION**2)
     yield Divisor(x)
+
+
+def epsilon_of(op: Op) -> float:
+    """What is added to a variance before its root is taken."""
+    return float(op.attribute("epsilon", 1e-5))
 
 
 @rule("LpNormalization")

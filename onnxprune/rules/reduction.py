@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxprune.rules.facts import Contracted, Divisor, Equal, Fact, Frozen, Inexact, Unsummed, Zero
+from onnxprune.rules.facts import Averaged, Contracted, Divisor, Equal, Fact, Frozen, Unsummed, Zero
 from onnxprune.rules.operation import NotUnderstood, Op, Tensor
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import same_axes
@@ -27,7 +27,7 @@ def reduce_mean(op: Op) -> Iterator[Fact]:
     """A mean, which depends on how many positions there are."""
     x, y = op.input(0), op.output()
     for number in reduced(op, x):
-        yield Inexact(x[number], f"{op.node.label} takes a mean over it")
+        yield Averaged(x, number)
     yield from kept_axes(op, x, y)
     yield Zero(y, x)
 

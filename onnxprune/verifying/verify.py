@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import numpy as np
@@ -27,6 +27,8 @@ TOLERANCES = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-2, "bfloat16": 5e-
 """Largest difference from the zeroed original, relative to the output's largest number, by the output's dtype."""
 
 EQUALS_ZEROED = "equals the zeroed original"
+EQUALS_MASKED = "equals the masked original"
+"""The same where inexact groups were pruned: their sums and means are taken over the kept positions."""
 
 FLOAT64_TOLERANCE = 1e-5
 """The same, where float64 has to decide."""
@@ -67,7 +69,13 @@ class Verdict:
     @property
     def equality(self) -> str:
         """What was found about equality with the zeroed original."""
-        return next((check.detail for check in self.checks if check.name == EQUALS_ZEROED), "not compared")
+        names = (EQUALS_ZEROED, EQUALS_MASKED)
+        return next((check.detail for check in self.checks if check.name in names), "not compared")
+
+    @property
+    def is_masked(self) -> bool:
+        """Was the model held against the masked form of its original?"""
+        return any(check.name == EQUALS_MASKED for check in self.checks)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -85,7 +93,7 @@ def verify(couplings: Couplings, plan: Plan, pruned: ModelProto, data: Data | Ca
 
     Checked are: ONNX's checker with full check, loading in ONNX Runtime, the interface (names, types, dynamic
     dimensions, opsets, metadata), a run at a second batch size where the batch is dynamic, and that the outputs equal
-    those of the original with every removed slice set to zero.
+    those of the original with every removed slice set to zero; where inexact groups were pruned, in its masked form.
 
     Where the plan says that layers were refitted, the last holds for the model before that, which is made again from
     the plan, and the one that is given may differ from it in the refitted constants only.
@@ -94,9 +102,9 @@ def verify(couplings: Couplings, plan: Plan, pruned: ModelProto, data: Data | Ca
         PlanError: the plan was made for another model.
     """
     sample = gather(couplings.graph, data).first(VERIFIED_SAMPLES)
-    kept = plan.kept(couplings)
     checks = [checker(couplings.graph.model, pruned), interface(couplings.graph.model, pruned)]
-    reference = zeroed(couplings, kept)
+    form = plan.form(couplings)
+    reference = zeroed(form, plan.kept(form))
     wanted = outputs_by_batch(session_for(reference), sample)
     session, loading = loaded(pruned)
     checks.append(loading)
@@ -108,6 +116,7 @@ def verify(couplings: Couplings, plan: Plan, pruned: ModelProto, data: Data | Ca
     if session is not None:
         checks.append(second_batch(session, couplings.graph, sample))
         difference, equality = equals_zeroed(session if exact is pruned else session_for(exact), wanted, sample)
+        equality = equality if form is couplings else replace(equality, name=EQUALS_MASKED)
         if not equality.passed and np.isfinite(difference):
             equality = arbitrated(equality, reference, exact, sample)
         checks.append(equality)

@@ -400,3 +400,43 @@ def test_weights_beside_the_model_are_read_from_anywhere(done: Run, place: Path)
     assert read("out.onnx").model.graph == read("same.onnx").model.graph
     done("apply folder/model.onnx again.onnx --plan plan.json")
     assert Path("again.onnx").read_bytes() == Path("out.onnx").read_bytes()
+
+
+STREAM = "node_conv2d"
+"""The bundled transformer's residual stream, which its norms take means over."""
+
+
+def test_an_inexact_group_is_pruned_where_it_is_asked_for(done: Run) -> None:
+    """Then it is named, with the reason, and the proof is against what is masked; verify and apply need no option."""
+    source = model_path("vit_dynamo")
+    prune = ["out.onnx", "--criterion", "magnitude", "--ratio", "0.5", "--plan", "plan.json", "--json", "report.json"]
+    done("prune", source, *prune)
+    assert widths()[STREAM] == 64
+    assert "takes a mean over it" in report()["skipped"][STREAM]
+    outcome = done("prune", source, *prune, "--inexact")
+    assert widths()[STREAM] == 32
+    (group,) = (group for group in report()["groups"] if group["inexact"])
+    assert (group["name"], group["after"]) == (STREAM, 32)
+    assert report()["skipped"] == {}
+    assert "set to zero and left out of means and sums" in outcome.out
+    assert f"Note: Inexact groups were pruned, and held against the original with what went masked out: '{STREAM}'" in (
+        outcome.err
+    )
+    assert "equals the masked original" in done("verify", source, "out.onnx", "--plan", "plan.json").out
+    done("apply", source, "again.onnx", "--plan", "plan.json")
+    assert Path("again.onnx").read_bytes() == Path("out.onnx").read_bytes()
+
+
+def test_inspect_tells_which_inexact_groups_may_be_asked_for(done: Run) -> None:
+    """Those that the masked form proves."""
+    found = json.loads(done("inspect", model_path("vit_dynamo"), "--json").out)
+    assert {group["name"] for group in found["groups"] if not group["exact"]} == {STREAM}
+    assert all(group["proven"] for group in found["groups"])
+
+
+def test_inexact_groups_are_measured_where_it_is_asked_for(done: Run) -> None:
+    """Scores and curves have them with --inexact, and not without."""
+    source, few = model_path("vit_dynamo"), ["--data", "data.npz", "--probe-samples", "2", "--only", f"{STREAM}*"]
+    scores = done("sensitivity", source, "-o", "scores.json", *few, "--inexact")
+    assert STREAM in scores.out
+    assert STREAM in done("curves", source, "-o", "curves.json", *few, "--inexact", "--scores", "scores.json").out

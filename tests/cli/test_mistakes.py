@@ -473,3 +473,14 @@ def test_the_report_of_a_run_is_no_plan(refused: Refused, done: Run) -> None:
     done("model.onnx small.onnx --json report.json --criterion magnitude --quiet")
     assert json.loads(Path("report.json").read_text())["format"] == "onnxprune-report"
     assert "format: Input should be 'onnxprune-plan'" in refused("apply model.onnx out.onnx --plan report.json", code=1)
+
+
+def test_a_model_with_inexact_groups_alone_asks_for_them(refused: Refused) -> None:
+    """The message says why they are left alone, and which option takes them."""
+    text = "a = MatMul(x[N,4], w1[4,8])\n b = LayerNormalization(a, scale[8])\n y = MatMul(b, w2[8,3])"
+    onnx.save(build(text), "normed.onnx")
+    assert refused("normed.onnx out.onnx --ratio 0.5", code=1) == (
+        "Expected a group of channels to prune, found none:\n  - 'a': LayerNormalization takes a mean over it\n"
+        "  - 'w1': it is an axis of the model's input 'x'\n  - 'w2': it is an axis of the model's output 'y'\n"
+        "Prune inexact groups all the same with --inexact: they are held against the model with what goes masked out."
+    )

@@ -48,7 +48,8 @@ def measured_losses(name: str, loss: str, closed: Sequence[tuple[Group, Sequence
     asked = [
         Question(group.name, f"{list(channels)}", (Probe(tuple(channels)),), (1.0, 0.0)) for group, channels in closed
     ]
-    with Engine(couplings, calibration, prepared, Means(jobs=1)) as engine:
+    form = couplings if all(group.exact for group, _ in closed) else couplings.masked
+    with Engine(form, calibration, prepared, Means(jobs=1)) as engine:
         means = {answer.question.key: answer.mean for answer in engine.answers(asked)}
     return [means[one.key] for one in asked]
 
@@ -93,6 +94,29 @@ def test_closed_gates_give_the_loss_of_the_rewritten_model(name: str, loss: str)
     closed = [*a_few(bundled(name)), *a_third(bundled(name))]
     for (group, channels), measured in zip(closed, measured_losses(name, loss, closed), strict=True):
         assert measured == pytest.approx(rewritten_loss(name, loss, group, channels), **TOLERANCE), (group, channels)
+
+
+@pytest.mark.parametrize("loss", IN_NUMPY)
+@pytest.mark.parametrize("name", ["vit_torchscript", "vit_dynamo"])
+def test_in_the_masked_form_gates_of_an_inexact_group_are_removals_too(name: str, loss: str) -> None:
+    """Closing channels of a residual stream across LayerNorms changes the loss exactly as removing them does."""
+    (stream,) = (group for group in bundled(name).groups if not group.exact)
+    random = np.random.default_rng(0)
+    counts = (0, 1, stream.size // 3)
+    closed = [(stream, np.sort(random.choice(stream.size, count, replace=False)).tolist()) for count in counts]
+    for (group, channels), measured in zip(closed, measured_losses(name, loss, closed), strict=True):
+        assert measured == pytest.approx(rewritten_loss(name, loss, group, channels), **TOLERANCE), channels
+
+
+def test_scores_of_an_inexact_group_are_those_of_removals() -> None:
+    """Asked for by name or with all that can be proven, an inexact group is probed in the masked form by itself."""
+    couplings, arrays = bundled("vit_dynamo"), digits("vit_dynamo", SAMPLES)
+    (stream,) = (group for group in couplings.groups if not group.exact)
+    scores = probe(couplings, arrays, "cross-entropy", groups=[stream])
+    before = rewritten_loss("vit_dynamo", "cross-entropy", stream, [])
+    for channel in (0, 13):
+        after = rewritten_loss("vit_dynamo", "cross-entropy", stream, [channel])
+        assert scores.of(stream.name)[channel] == pytest.approx(after - before, **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["mlp_keras", "resnet_dynamo"])

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from onnxprune.rewriting.rewrite import rewrite_kept
+from onnxprune.rewriting.zeroing import zeroed
 from tests.models import OPSETS, build, definitions
-from tests.oracle import assert_inexact, assert_removal_equals_zeroing, reasons
+from tests.oracle import (
+    assert_inexact,
+    assert_removal_equals_zeroing,
+    coupled,
+    feeds_of,
+    largest_difference,
+    reasons,
+    run,
+)
 
 
 @pytest.mark.parametrize("opset", definitions("BatchNormalization"))
@@ -104,6 +115,92 @@ def test_rms_normalization_is_inexact(opset: int) -> None:
         """,
         opset=opset,
     )
+    assert_inexact(model, {"a": 8})
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("square", ["Mul(c, c)", "Pow(c, two[]{2.0})"])
+def test_layer_normalization_written_out_is_inexact(square: str, opset: int) -> None:
+    """As exporters write it below opset 17: two means, the second of what is zero nowhere."""
+    axes = "<axes=[2]>" if opset < 18 else ""
+    over = ", axes{2}" if opset >= 18 else ""
+    model = build(
+        f"""
+        a = MatMul(x[N,4,5], w1[5,8])
+        mean = ReduceMean{axes}(a{over})
+        c = Sub(a, mean)
+        squares = {square}
+        variance = ReduceMean{axes}(squares{over})
+        padded = Add(variance, epsilon[]{{0.00001}})
+        deviation = Sqrt(padded)
+        normed = Div(c, deviation)
+        scaled = Mul(normed, scale[8])
+        b = Add(scaled, shift[8])
+        y = MatMul(b, w2[8,3])
+        """,
+        opset=opset,
+    )
+    assert_inexact(model, {"a": 8})
+
+
+def test_rms_normalization_written_out_is_inexact() -> None:
+    """The mean of squares counts the positions, although zeros add nothing to it."""
+    model = build("""
+        a = MatMul(x[N,4,5], w1[5,8])
+        squares = Mul(a, a)
+        mean = ReduceMean<keepdims=1>(squares, axes{-1})
+        padded = Add(mean, epsilon[]{0.000001})
+        deviation = Sqrt(padded)
+        one = Reciprocal(deviation)
+        normed = Mul(a, one)
+        b = Mul(normed, scale[8])
+        y = MatMul(b, w2[8,3])
+    """)
+    assert_inexact(model, {"a": 8})
+
+
+def test_statistics_of_a_norm_stay_what_they_are() -> None:
+    """The mean and the deviation that a norm tells are those over what is kept."""
+    model = build("""
+        a = MatMul(x[N,4,5], w1[5,8])
+        b, mean, deviation = LayerNormalization(a, scale[8], shift[8])
+        c = Mul(mean, deviation)
+        d = Mul(b, c)
+        y = MatMul(d, w2[8,3])
+    """)
+    assert_inexact(model, {"a": 8})
+
+
+def test_a_norm_of_halves_is_proven_in_floats() -> None:
+    """The sum of the squares of many half floats has no room in a half float."""
+    model = build("""
+        h = Cast<to=10>(x[N,4,5])
+        a = MatMul(h, float16 w1[5,8])
+        big = Mul(a, float16 hundred[]{100.0})
+        b = LayerNormalization(big, float16 scale[8])
+        c = MatMul(b, float16 w2[8,3])
+        y = Cast<to=1>(c)
+    """)
+    couplings = coupled(model)
+    (group,) = couplings.groups
+    assert couplings.masked.group(group.name).exact
+    kept = np.array([0, 2, 3, 7])
+    pruned = rewrite_kept(couplings, group.per_dim(kept))
+    masked = couplings.masked
+    blank = zeroed(masked, masked.group(group.name).per_dim(kept))
+    for feeds in feeds_of(couplings.graph, 0):
+        assert largest_difference(run(pruned, feeds), run(blank, feeds)) < 1e-2
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_the_norm_of_a_vector_that_is_not_zero_is_inexact(p: int) -> None:
+    """Behind a sigmoid, what is removed counts in the norm until it is masked."""
+    model = build(f"""
+        a = MatMul(x[N,4,5], w1[5,8])
+        s = Sigmoid(a)
+        b = LpNormalization<axis=-1, p={p}>(s)
+        y = MatMul(b, w2[8,3])
+    """)
     assert_inexact(model, {"a": 8})
 
 

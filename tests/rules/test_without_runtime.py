@@ -64,8 +64,9 @@ def solved(text: str) -> str:
     names = tuple(one.name for one in (*inputs, *outputs))
     node = Node("n", 0, "com.microsoft", found[1], names[: len(inputs)], names[len(inputs) :], attributes, ())
     solver = Solver()
-    for fact in facts_of(Op(node, tuple(inputs), tuple(outputs), 1)):
-        hear(fact, node, solver)
+    op = Op(node, tuple(inputs), tuple(outputs), 1)
+    for fact in facts_of(op):
+        hear(fact, op, solver)
     letters = iter(string.ascii_letters)
     known: dict[Dim, str] = {}
 
