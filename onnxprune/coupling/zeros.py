@@ -124,7 +124,7 @@ class Held:
                 zeros = zero_where(fact.when, fact.output, self._held if fact.moved else self.read, self._typing)
                 moved = zeros if zeros.level.axis is None else ZeroSet()
                 made = replace(zeros, level=self._points.get(id(fact.output), PLAIN))
-                yield fact.output.name, limited(moved if fact.moved else made, fact.output, self._typing)
+                yield fact.output.name, limited(moved if fact.moved else made, fact, self._typing)
 
 
 def zeros_known(graph: Graph, typing: Typing, zeroing: Zeroing) -> dict[str, ZeroSet]:
@@ -213,10 +213,20 @@ def zero_where(condition: Condition, output: Tensor, at: Mapping[int, ZeroSet], 
             return ZeroSet(dims_of(output, typing) - lost, everywhere, levels.pop())
 
 
-def limited(zeros: ZeroSet, output: Tensor, typing: Typing) -> ZeroSet:
-    """Only Dims that stand in one axis of the output: with two, each alone would have to make a zero."""
-    axes_with = Counter(dim for axis in typing.axes(output) for dim in set(leaves(axis)))
-    return replace(zeros, dims=frozenset(dim for dim in zeros.dims if axes_with[dim] == 1))
+def limited(zeros: ZeroSet, fact: Zero, typing: Typing) -> ZeroSet:
+    """
+    Only Dims that stand in one axis of the output: with two, each alone would have to make a zero.
+
+    That it does where the output has the zeros of a single tensor in which the Dim stands as often.
+    """
+    found = axes_with(fact.output, typing)
+    source = axes_with(fact.when, typing) if isinstance(fact.when, Tensor) else Counter[Dim]()
+    return replace(zeros, dims=frozenset(dim for dim in zeros.dims if found[dim] in (1, source[dim])))
+
+
+def axes_with(tensor: Tensor, typing: Typing) -> Counter[Dim]:
+    """In how many axes of the tensor each Dim stands."""
+    return Counter(dim for axis in typing.axes(tensor) for dim in set(leaves(axis)))
 
 
 def divisor_uses(graph: Graph, typing: Typing) -> Iterator[Use]:

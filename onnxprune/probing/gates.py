@@ -2,7 +2,7 @@
 Gates: a vector of ones multiplied into every sink of a group.
 
 A sink sums over an axis; with the gate of a channel at 0 the sum loses exactly the channel's term, which **is** the
-channel's removal.
+channel's removal. In a quantised tensor the zero point stands for zero, and gates close to it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxprune.coupling.codings import PLAIN, Level, level_of
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import Use, facts_where
 from onnxprune.rules.axes import Axis, Dim, Product, Sum, leaves
-from onnxprune.rules.facts import Contracted
+from onnxprune.rules.facts import Contracted, Quantized
+from onnxprune.rules.operation import Op, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class Gate:
     """
     Where a group is closed: axis number `axis` of tensor `tensor`, as the sinks at `uses` read it.
 
-    `batch_axis` is the axis of the tensor that counts samples, None if there is no such axis.
+    `batch_axis` is the axis of the tensor that counts samples, None if there is no such axis. `zeros` are the numbers
+    that stand for zero there, one for all or one for each position of the axis; None: it is zero.
     """
 
     tensor: str
@@ -33,31 +36,52 @@ class Gate:
     rank: int
     batch_axis: int | None
     uses: tuple[Use, ...]
+    zeros: tuple[float, ...] | None = None
 
 
 def gates_of(couplings: Couplings, dims: Iterable[Dim]) -> tuple[Gate, ...]:
-    """One gate for each tensor axis that a sink of these Dims sums over."""
+    """
+    One gate for each tensor axis that a sink of these Dims sums over.
+
+    Where a zero point is computed, the numbers that it is computed from are summed over, and have the gate.
+    """
     wanted = set(dims)
-    uses: dict[tuple[str, int], list[Use]] = {}
-    axes: dict[tuple[str, int], tuple[Axis, ...]] = {}
+    gates: dict[tuple[str, int, Level], Gate] = {}
     for op, fact in facts_where(couplings.typing, Contracted):
-        resolved = couplings.typing.axes(fact.tensor)
-        if wanted.isdisjoint(leaves(resolved[fact.axis])):
+        types = couplings.typing.axes(fact.tensor)
+        level = level_at(couplings, op, fact.tensor)
+        if wanted.isdisjoint(leaves(types[fact.axis])) or (
+            level.point and level.point not in couplings.graph.constants
+        ):
             continue
-        index = next(number for number, tensor in enumerate(op.inputs) if tensor is fact.tensor)
-        uses.setdefault((fact.tensor.name, fact.axis), []).append((op.node.position, index))
-        axes[fact.tensor.name, fact.axis] = resolved
-    return tuple(
-        Gate(
-            tensor=tensor,
-            axis=axis,
-            type=types[axis],
+        use = op.node.position, op.inputs.index(fact.tensor)
+        key = fact.tensor.name, fact.axis, level
+        known = gates[key].uses if key in gates else ()
+        gates[key] = Gate(
+            tensor=fact.tensor.name,
+            axis=fact.axis,
+            type=types[fact.axis],
             rank=len(types),
             batch_axis=batch_axis(types, couplings.batch),
-            uses=tuple(uses[tensor, axis]),
+            uses=(*known, use),
+            zeros=zeros_at(level, fact.axis, couplings),
         )
-        for (tensor, axis), types in axes.items()
-    )
+    return tuple(gates.values())
+
+
+def level_at(couplings: Couplings, op: Op, tensor: Tensor) -> Level:
+    """What stands for zero in a tensor as a node reads it."""
+    facts = couplings.typing.stated[op.node.position].facts
+    coded = (fact for fact in facts if isinstance(fact, Quantized) and fact.tensor is tensor)
+    return next((level_of(fact, couplings.graph) for fact in coded), PLAIN)
+
+
+def zeros_at(level: Level, axis: int, couplings: Couplings) -> tuple[float, ...] | None:
+    """The numbers of a level along an axis; a level along another axis has no such numbers, and zero must do."""
+    if level.point:
+        numbers = couplings.graph.constants[level.point].array().astype(np.float64)
+        return tuple(numbers.tolist()) if level.axis == axis and numbers.ndim == 1 else None
+    return (level.number,) if level.number else None
 
 
 def channels_at(axis: Axis, dims: Sequence[Dim]) -> tuple[np.ndarray, ...]:

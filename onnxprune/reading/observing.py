@@ -15,7 +15,16 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 
 from onnxprune.errors import ModelError
 from onnxprune.reading.bodies import Entry, Passing, inventory, passings
-from onnxprune.reading.graph import Constant, Node, Port, Shape, constant_tensor, constants_of, outer_names
+from onnxprune.reading.graph import (
+    NUMPY_TYPES,
+    Constant,
+    Node,
+    Port,
+    Shape,
+    constant_tensor,
+    constants_of,
+    outer_names,
+)
 
 KEPT_ELEMENTS = 4096
 """Tensors up to this size keep their real numbers in the structure that is run."""
@@ -196,7 +205,13 @@ def observe(
     countable = [name for name in tensors if kinds[name] in COUNTABLE]
     del structure.graph.output[:]
     for number, name in enumerate(tensors):
-        structure.graph.node.append(helper.make_node("Shape", [name], [f"onnxprune.shape.{number}"]))
+        measured = name
+        if ELEMENT_TYPES.get(kinds[name]) not in NUMPY_TYPES | {
+            TensorProto.STRING
+        }:  # ONNX Runtime cannot measure all of them
+            measured = f"onnxprune.floats.{number}"
+            structure.graph.node.append(helper.make_node("Cast", [name], [measured], to=TensorProto.FLOAT))
+        structure.graph.node.append(helper.make_node("Shape", [measured], [f"onnxprune.shape.{number}"]))
         structure.graph.output.append(ValueInfoProto(name=f"onnxprune.shape.{number}"))
     structure.graph.output.extend(ValueInfoProto(name=name) for name in countable)
 
@@ -308,5 +323,9 @@ def zeros_like(tensor: TensorProto, name: str, source: str | None, graph: GraphP
         ]
         dims = f"{dims}.late"
     dtype: Any = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    zero = numpy_helper.from_array(np.zeros(1, dtype))
-    return [*nodes, helper.make_node("ConstantOfShape", [dims], [name], value=zero)]
+    if dtype.isbuiltin == 1:
+        zero = numpy_helper.from_array(np.zeros(1, dtype))
+        return [*nodes, helper.make_node("ConstantOfShape", [dims], [name], value=zero)]
+    floats = f"{dims}.floats"
+    nodes.append(helper.make_node("ConstantOfShape", [dims], [floats]))
+    return [*nodes, helper.make_node("Cast", [floats], [name], to=tensor.data_type)]

@@ -369,13 +369,15 @@ def matmul_few_bits(op: Op) -> Iterator[Fact]:
 
 
 def points_of(points: Tensor, b: Tensor, op: Op) -> Iterator[Fact]:
-    """Zero points, one for each block, or several in a byte: then a column's blocks stay together."""
+    """Zero points, one for each block, or those of blocks that follow each other in a byte: these stay together."""
     columns, blocks = b[0], b[1]
     each = math.prod(points.shape) // columns.size
-    if each == blocks.size:
-        yield Equal(product_of(points.axes), product_of((columns, blocks)))
-        return
-    packed = free(each)
-    yield Frozen(blocks, f"{op.node.label} packs several zero points into a byte")
-    yield from fixed((packed,), "bytes")
-    yield Equal(product_of(points.axes), product_of((columns, packed)))
+    together = 1 if each == blocks.size else 8 // int(op.attribute("bits", 4))
+    bytes_each, in_a_byte = free(each), free(together)
+    yield from fixed((in_a_byte,), "zero points in a byte")
+    yield Equal(product_of(points.axes), product_of((columns, bytes_each)))
+    if each * together == blocks.size:
+        yield Equal(blocks, product_of((bytes_each, in_a_byte)))
+    else:
+        yield Frozen(blocks, f"{op.node.label} packs several zero points into a byte, and the last is not full")
+        yield from fixed((bytes_each,), "bytes")

@@ -426,19 +426,19 @@ def test_lstm_with_other_activations_freezes() -> None:
 @pytest.mark.parametrize(
     ("bits", "byte", "points", "sizes"),
     [
-        (4, 8, "", {"a": 3, "c": 10}),
-        (4, 8, ", uint8 z[20]", {"c": 10}),
-        (8, 16, ", uint8 z[30]", {"a": 3, "c": 10}),
-        (4, 8, ", z[30]", {"a": 3, "c": 10}),
+        (4, 8, "", {"a": 4, "c": 10}),
+        (4, 8, ", uint8 z[20]", {"a": 2, "c": 10}),
+        (8, 16, ", uint8 z[40]", {"a": 4, "c": 10}),
+        (4, 8, ", z[40]", {"a": 4, "c": 10}),
     ],
 )
 def test_matmul_with_few_bits(bits: int, byte: int, points: str, sizes: dict[str, int]) -> None:
-    """Columns go one by one, what is read in blocks, unless several blocks' zero points share a byte."""
+    """Columns go one by one, what is read in blocks, two at a time where their zero points share a byte."""
     model = build(f"""
-        a = MatMul(x[N,5], w0[5,48])
+        a = MatMul(x[N,5], w0[5,64])
         b = Relu(a)
-        c = com.microsoft.MatMulNBits<K=48, N=10, bits={bits}, block_size=16>(b, uint8 w1[10,3,{byte}], v[30]{points})
-        d = com.microsoft.MatMulNBits<K=48, N=10, bits={bits}, block_size=16>(b, uint8 w2[10,3,{byte}], v2[30]{points})
+        c = com.microsoft.MatMulNBits<K=64, N=10, bits={bits}, block_size=16>(b, uint8 w1[10,4,{byte}], v[40]{points})
+        d = com.microsoft.MatMulNBits<K=64, N=10, bits={bits}, block_size=16>(b, uint8 w2[10,4,{byte}], v2[40]{points})
         e = Add(c, d)
         y = ReduceSum<keepdims=0>(e, over{{1}})
     """)
@@ -449,7 +449,8 @@ def test_matmul_with_few_bits_and_a_bias() -> None:
     """A last block that is not full freezes what is read; the columns are free."""
     model = build("""
         a = MatMul(x[N,5], w0[5,40])
-        b = com.microsoft.MatMulNBits<K=40, N=10, bits=4, block_size=16>(a, uint8 w1[10,3,8], v[30], , , b1[10])
+        b = com.microsoft.MatMulNBits<K=40, N=10, bits=4, block_size=16>(a, uint8 w1[10,3,8], v[30], uint8 z[20], ,
+            b1[10])
         y = ReduceSum<keepdims=0>(b, over{1})
     """)
     couplings = assert_removal_equals_zeroing(model, groups={"b": 10})

@@ -162,3 +162,16 @@ def test_activations_that_move_zero(kind: str, activations: str) -> None:
     assert_removal_equals_zeroing(build(f"{before}\n y = MatMul(h, out[6,3])"), groups={"h": 6})
     product = "s = Squeeze(h, one{1})\n t = Transpose<perm=[0,2,1]>(s)\n y = MatMul(s, t)"
     assert_inexact(build(f"{before}\n {product}"), {"h": 6})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_cast_or_dequantised(kind: str) -> None:
+    """Zeros of weights in which the units stand in rows and in columns pass the nodes before the cell."""
+    rows = GATES[kind] * 6
+    model = build(f"""
+        w = Cast<to=1>(float16 w0[1,{rows},5])
+        r = DequantizeLinear(uint8 r0[1,{rows},6], scale[]{{0.005}}, uint8 zero[]{{128}})
+        h = {kind}<hidden_size=6>(x[7,N,5], w, r)
+        y = ReduceSum<keepdims=0>(h, over{{3}})
+    """)
+    assert_removal_equals_zeroing(model, groups={"h": 6})

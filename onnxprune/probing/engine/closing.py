@@ -36,8 +36,9 @@ class GatedFeeds:
         for closing, number, positions, values in self._changes(probes):
             whole, rows = self.whole[closing.input], self._rows(closing, number)
             shape = (1, -1) + (1,) * (whole.ndim - 2)
-            factors = values[positions].astype(whole.dtype).reshape(shape)
-            moved(self.feeds[closing.input], closing)[rows, positions] = whole[:, positions] * factors
+            zeros = np.broadcast_to(closing.zeros, len(values))[positions].reshape(shape)
+            closed = gated(whole[:, positions], values[positions].reshape(shape), zeros)
+            moved(self.feeds[closing.input], closing)[rows, positions] = closed
         return self.feeds
 
     def open(self, probes: Sequence[Probe]) -> None:
@@ -69,6 +70,13 @@ class GatedFeeds:
         values = np.repeat(values, self.rows * closing.per_sample, axis=0)
         shape[closing.batch_axis] = len(values)
         return np.ascontiguousarray(values if closing.batch_axis < closing.axis else values.T).reshape(shape)
+
+
+def gated(numbers: np.ndarray, gates: np.ndarray, zeros: np.ndarray) -> np.ndarray:
+    """The numbers times their gates; of whole numbers the nearest, on the way to what stands for zero."""
+    if numbers.dtype.kind == "f":
+        return np.asarray(numbers * gates.astype(numbers.dtype))
+    return np.asarray(np.rint(zeros + (numbers - zeros) * gates).astype(numbers.dtype))
 
 
 class SinkOutput:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxprune.coupling.types import Use
 from onnxprune.probing.engine.cutting import Cut, Sink
@@ -15,6 +17,9 @@ from onnxprune.reading.graph import Constant, Graph, read_by
 
 SINK_DATA, SINK_WEIGHT = "onnxprune.data", "onnxprune.weight"
 """The inputs of a sink alone."""
+
+QUANTIZED_TYPES = frozenset({int(TensorProto.INT8), int(TensorProto.UINT8)})
+"""Element types in which nothing can be multiplied."""
 
 Store = Callable[[Constant], TensorProto]
 """Says how a constant is written into a part: whole, or as a reference to where its numbers lie."""
@@ -115,13 +120,37 @@ class Gating:
     def _multiplied(self, name: str, gate: Gate) -> Iterator[NodeProto]:
         """Nodes that multiply the gate into what its sinks read so far; from then on they read the product."""
         factor, element_type = name, element_type_of(gate.tensor, self._graph)
-        if element_type != TensorProto.FLOAT:
+        quantized = element_type in QUANTIZED_TYPES
+        if quantized:
+            yield from unit_coding(name, gate, element_type)
+        elif element_type != TensorProto.FLOAT:
             factor = f"{name}.cast"
             yield helper.make_node("Cast", [name], [factor], to=element_type)
         for number, source in enumerate(dict.fromkeys(self._read.get(use, gate.tensor) for use in gate.uses)):
             product = f"{name}.product.{number}"
-            yield helper.make_node("Mul", [source, factor], [product])
+            if quantized:
+                yield from decoded_and_multiplied(source, name, product, gate)
+            else:
+                yield helper.make_node("Mul", [source, factor], [product])
             self._read |= {use: product for use in gate.uses if self._read.get(use, gate.tensor) == source}
+
+
+def unit_coding(name: str, gate: Gate, element_type: int) -> Iterator[NodeProto]:
+    """The scale 1, and as zero points the numbers that stand for zero, of a gate on quantised numbers."""
+    zeros = np.array(gate.zeros or (0.0,))
+    points = zeros if len(zeros) > 1 else zeros[0]
+    dtype = helper.tensor_dtype_to_np_dtype(element_type)
+    for role, numbers in (("scale", np.ones_like(points, np.float32)), ("zeros", np.asarray(points).astype(dtype))):
+        yield helper.make_node("Constant", [], [f"{name}.{role}"], value=numpy_helper.from_array(np.asarray(numbers)))
+
+
+def decoded_and_multiplied(source: str, name: str, product: str, gate: Gate) -> Iterator[NodeProto]:
+    """Quantised numbers times the gate, on the way to what stands for zero."""
+    coding, decoded, multiplied = [f"{name}.scale", f"{name}.zeros"], f"{product}.decoded", f"{product}.floats"
+    axis: dict[str, Any] = {"axis": gate.axis} if len(gate.zeros or ()) > 1 else {}
+    yield helper.make_node("DequantizeLinear", [source, *coding], [decoded], **axis)
+    yield helper.make_node("Mul", [decoded, name], [multiplied])
+    yield helper.make_node("QuantizeLinear", [multiplied, *coding], [product], **axis)
 
 
 def element_type_of(name: str, graph: Graph) -> int:

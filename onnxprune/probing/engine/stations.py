@@ -189,4 +189,5 @@ def closing(name: str, gate: Gate, fed: str | None, dims: Sequence[Dim], couplin
     """Which channels of the group stand where on the gate's axis."""
     samples = next((dim.size for dim in couplings.batch), 1)
     positions = 1 if gate.batch_axis is None else couplings.graph.shapes[gate.tensor][gate.batch_axis] // samples
-    return Closing(name, fed, gate.axis, gate.rank, gate.batch_axis, positions, channels_at(gate.type, dims))
+    channels = channels_at(gate.type, dims)
+    return Closing(name, fed, gate.axis, gate.rank, gate.batch_axis, positions, channels, gate.zeros or (0.0,))

@@ -38,7 +38,8 @@ class Closing:
 
     `input` is the input of the part behind: of the gate, or of the whole closed tensor where `fed` names one that
     comes across. `channels` holds, for each dimension of the group, its channel at each position of `axis`, -1 for
-    none. `per_sample` are the positions that a sample had on `batch_axis` when the model was read.
+    none. `per_sample` are the positions that a sample had on `batch_axis` when the model was read. `zeros` are what
+    a gate closes to, one number or one for each position.
     """
 
     input: str
@@ -48,6 +49,7 @@ class Closing:
     batch_axis: int | None
     per_sample: int
     channels: tuple[np.ndarray, ...]
+    zeros: tuple[float, ...] = (0.0,)
 
     def values(self, probe: Probe) -> np.ndarray:
         """The gate at every position of the axis."""
