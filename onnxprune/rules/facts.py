@@ -121,10 +121,11 @@ class Implied:
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """
-    Position k of `found`, axis number `axis` of the first output, is position `positions[k]` of `whole`.
+    Position k of `found` is position `positions[k]` of `whole`.
 
     The constant input number `place` has these numbers, in any layout, and counts anew when positions go. Where no
-    input has them (None) the node does nothing else than look up, and becomes one that has such an input.
+    input has them (None) the node does nothing else than look up along axis number `axis` of its first input, and
+    becomes one that has such an input.
     """
 
     whole: Axis

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from onnxprune.rules.facts import AllOf, Divisor, Equal, Fact, Frozen, Lookup, Zero
+from onnxprune.rules.facts import Divisor, Equal, Fact, Frozen, HoldersOf, Lookup, Zero
 from onnxprune.rules.operation import NotUnderstood, Op, Tensor
 from onnxprune.rules.registry import rule
 from onnxprune.rules.vocabulary import copied_in_order, fixed, moved, same_axes
@@ -14,6 +14,10 @@ from onnxprune.rules.vocabulary import copied_in_order, fixed, moved, same_axes
 
 def by_number(op: Op) -> str:
     return f"{op.node.label} looks positions up by number"
+
+
+def written_by_number(op: Op) -> str:
+    return f"{op.node.label} writes positions by number"
 
 
 def numbers_stay(index: Tensor) -> Iterator[Fact]:
@@ -24,12 +28,18 @@ def numbers_stay(index: Tensor) -> Iterator[Fact]:
 
 def looked_up(op: Op, x: Tensor, axis: int, index: Tensor, numbers: np.ndarray | None) -> Iterator[Fact]:
     """Axis `axis` of the output holds the positions of `x` that stored `numbers` name; computed ones may be any."""
-    whole, found = x[axis], op.output()[axis]
+    yield from told_by_number(x, op.output(), axis, index, numbers, by_number(op))
+
+
+def told_by_number(
+    whole: Tensor, part: Tensor, axis: int, index: Tensor, numbers: np.ndarray | None, reason: str
+) -> Iterator[Fact]:
+    """Along `axis`, a part stands at the positions of a whole that input 1 stores, or else wherever that says."""
     if numbers is None or not index.own or not numbers.size:
-        yield Frozen(whole, by_number(op))
+        yield Frozen(whole[axis], reason)
         return
-    positions = tuple(int(number) % whole.size for number in numbers)
-    yield Lookup(whole, found, axis, positions, place=1)
+    positions = tuple(int(number) % whole[axis].size for number in numbers)
+    yield Lookup(whole[axis], part[axis], axis, positions, place=1)
 
 
 @rule("Gather")
@@ -110,32 +120,37 @@ def gather_nd(op: Op) -> Iterator[Fact]:
 
 @rule("ScatterND")
 def scatter_nd(op: Op) -> Iterator[Fact]:
-    """Slices written at places given by number; the axes of the slices are free."""
+    """Slices written at places given by number, which follow where stored; the axes of the slices are free."""
     data, index, updates, y = op.input(0), op.input(1), op.input(2), op.output()
     depth, written = index[-1].size, index.rank - 1
     yield from same_axes(data, y)
-    for axis in (*data[:depth], *y[:depth]):
-        yield Frozen(axis, f"{op.node.label} writes positions by number")
+    numbers = index.value.reshape(-1) if index.value is not None and (depth, index.rank) == (1, 2) else None
+    yield from told_by_number(data, updates, 0, index, numbers, written_by_number(op))
+    if numbers is None or not index.own:
+        for axis in (*data[1:depth], *updates[:written]):
+            yield Frozen(axis, written_by_number(op))
     for before, after in zip(index[:-1], updates[:written], strict=True):
         yield Equal(before, after)
     for before, after in zip(data[depth:], updates[written:], strict=True):
         yield Equal(before, after)
-    yield from fixed(index.axes, "indices")
+    yield from fixed(index[-1:], "indices")
     yield from numbers_stay(index)
     yield from zero_after_writing(op, data, updates)
 
 
 @rule("ScatterElements", "Scatter")
 def scatter_elements(op: Op) -> Iterator[Fact]:
-    """Numbers written along one axis at places given by number; other axes are free."""
+    """Numbers written along one axis at places given by number, which follow where all are alike; others are free."""
     data, index, updates, y = op.input(0), op.input(1), op.input(2), op.output()
     along = op.axis(data)
     yield from same_axes(data, y)
     yield from same_axes(index, updates)
     yield from shared_or_cut(op, data, updates, along)
-    for axis in (data[along], updates[along]):
-        yield Frozen(axis, f"{op.node.label} writes positions by number")
     yield from numbers_stay(index)
+    numbers = alike_along(index.value, along)
+    yield from told_by_number(data, updates, along, index, numbers, written_by_number(op))
+    if numbers is None or not index.own:
+        yield Frozen(updates[along], written_by_number(op))
     yield from zero_after_writing(op, data, updates)
 
 
@@ -147,14 +162,14 @@ def tensor_scatter(op: Op) -> Iterator[Fact]:
     yield from same_axes(past, present)
     yield from same_axes(past, update, except_=(along,))
     for axis in (past[along], update[along]):
-        yield Frozen(axis, f"{op.node.label} writes positions by number")
+        yield Frozen(axis, written_by_number(op))
     yield from zero_after_writing(op, past, update)
 
 
 def zero_after_writing(op: Op, data: Tensor, updates: Tensor) -> Iterator[Fact]:
-    """Zero where both are; multiplied, where the data is."""
+    """Zero where the data is and what is written to the place, if anything; multiplied, where the data is."""
     multiplied = op.attribute("reduction", "none") == "mul"
-    yield Zero(op.output(), data if multiplied else AllOf((data, updates)))
+    yield Zero(op.output(), data if multiplied else HoldersOf((data, updates)))
 
 
 @rule("TopK")

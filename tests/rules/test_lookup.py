@@ -234,13 +234,61 @@ def test_what_is_written_may_not_be_zero() -> None:
     [
         ("ScatterND(data, i[3,2]{0,1,1,3,1,0}, u[3])", 16),
         ("ScatterElements<axis=1>(data, i[2,3]{0,3,1,2,1,1}, u[2,3])", 16),
+        ("ScatterElements<axis=1>(data, int64 x2[2,3], u[2,3])", 16),
         ("ScatterElements<axis=0>(data, i[2,3]{0,1,1}, u[2,3])", 16),
     ],
 )
 def test_channels_written_by_number_stay(scatter: str, opset: int) -> None:
-    """Which of them are written is told by number."""
+    """Which of them are written is told by data, by pairs of numbers, or by other numbers in other places."""
     model = build(f"data = MatMul(x[2,5], w1[5,8])\n b = {scatter}\n y = MatMul(b, w2[8,3])", opset=opset)
     assert_removal_equals_zeroing(model, groups={})
+
+
+@pytest.mark.parametrize(
+    ("made", "scatter", "read", "sizes"),
+    [
+        ("MatMul(w1[8,5], x[5,4])", "ScatterND(data, i[3,1]{6,1,0}, u[3,4])", "MatMul(w2[3,8], b)", [3, 5]),
+        ("MatMul(w1[8,5], x[5,4])", "ScatterND(data, i[2,1]{2,3}, zero[2,4]{0.0})", "MatMul(w2[3,8], b)", [2, 2, 4]),
+        (
+            "MatMul(x[2,5], w1[5,8])",
+            "ScatterElements<axis=1>(data, i[2,3]{6,1,0}, u[2,3])",
+            "MatMul(b, w2[8,3])",
+            [3, 5],
+        ),
+        (
+            "MatMul(x[2,5], w1[5,8])",
+            'ScatterElements<axis=1, reduction="add">(data, i[2,3]{6,1,1}, u[2,3])',
+            "MatMul(b, w2[8,3])",
+            [2, 6],
+        ),
+    ],
+)
+def test_channels_written_by_stored_numbers(made: str, scatter: str, read: str, sizes: list[int]) -> None:
+    """Stored numbers follow the channels, and what is written there goes with them."""
+    model = build(f"data = {made}\n b = {scatter}\n y = {read}", opset=18)
+    assert_removal_equals_zeroing(model, groups=sizes)
+
+
+def test_a_part_of_a_packed_bias_that_is_written_over() -> None:
+    """Keys without a bias, as Swin's second version has them: heads and widths of all three are free."""
+    model = build("""
+        bias = ScatterND(packed[24], i[8,1]{8,9,10,11,12,13,14,15}, none[8]{0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0})
+        m = MatMul(x[2,5,6], w1[6,24])
+        qkv = Add(m, bias)
+        split = Reshape(qkv, s{2,5,3,2,4})
+        t = Transpose<perm=[2,0,3,1,4]>(split)
+        q = Gather<axis=0>(t, i0[]{0})
+        k = Gather<axis=0>(t, i1[]{1})
+        v = Gather<axis=0>(t, i2[]{2})
+        kt = Transpose<perm=[0,1,3,2]>(k)
+        logits = MatMul(q, kt)
+        p = Softmax<axis=-1>(logits)
+        a = MatMul(p, v)
+        back = Transpose<perm=[0,2,1,3]>(a)
+        flat = Reshape(back, f{2,5,8})
+        y = MatMul(flat, w2[8,3])
+    """)
+    assert_removal_equals_zeroing(model, groups=[2, 4])
 
 
 @pytest.mark.parametrize("opset", definitions("TopK"))
