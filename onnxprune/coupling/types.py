@@ -33,6 +33,9 @@ Indices and flags with fewer elements, and any weight that is a vector, are type
 share them is an exporter's thrift. A shared matrix is tied on purpose.
 """
 
+LOOKED_UP = 4096
+"""Indices with one reader are its own up to this size: as many positions may be looked up one by one."""
+
 F = TypeVar("F")
 
 Use = tuple[int, int]
@@ -192,13 +195,14 @@ def cuts_a_constant(node: Node, graph: Graph) -> bool:
 
 def typed_by_use(constant: Constant, graph: Graph) -> bool:
     vector = sum(size > 1 for size in constant.shape) <= 1
-    thrift = vector if constant.is_weight else constant.size < SHARED_ELEMENTS
+    alone = len(graph.readers.get(constant.name, ())) == 1 and constant.size <= LOOKED_UP
+    thrift = vector if constant.is_weight else constant.size < SHARED_ELEMENTS or alone
     return thrift and constant.name not in graph.given_out
 
 
 def small_value(constant: Constant) -> np.ndarray | None:
     """The constant's numbers, where a rule may want them."""
-    return constant.array() if constant.size <= SHARED_ELEMENTS else None
+    return constant.array() if constant.size <= (SHARED_ELEMENTS if constant.is_weight else LOOKED_UP) else None
 
 
 def understood(node: Node, graph: Graph) -> bool:

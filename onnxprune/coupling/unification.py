@@ -184,6 +184,8 @@ class Solver:
 
     def _align(self, one: Sum, other: Sum, node: str) -> list[tuple[Axis, Axis]]:
         """Two sums: the first parts are equal as far as the shorter goes; so are the rests."""
+        if [part.size for part in one.parts] == [part.size for part in other.parts]:
+            return list(zip(one.parts, other.parts, strict=True))
         size = min(one.parts[0].size, other.parts[0].size)
         halves, other_halves = self._cut(one, size, node), self._cut(other, size, node)
         if halves is None or other_halves is None:

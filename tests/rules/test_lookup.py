@@ -36,6 +36,17 @@ def test_stored_numbers_follow_the_channels(numbers: str, sizes: list[int]) -> N
     assert_removal_equals_zeroing(model, groups=sizes)
 
 
+def test_many_channels_in_another_order() -> None:
+    """A permutation of two thousand channels is followed one by one."""
+    order = ",".join(str(7 * position % 2000) for position in range(2000))
+    model = build(f"""
+        a = MatMul(x[2,5], w1[5,2000])
+        b = Gather<axis=1>(a, i{{{order}}})
+        y = MatMul(b, w2[2000,3])
+    """)
+    assert_removal_equals_zeroing(model, groups=[2000])
+
+
 def test_what_is_looked_up_passes_on_all_it_is() -> None:
     """Lookups of lookups, and numbers that two of them share, still come out right."""
     model = build("""
