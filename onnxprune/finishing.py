@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from onnx import ModelProto
@@ -16,9 +16,11 @@ from onnxprune.judging.judgement import Judgement
 from onnxprune.probing.losses import outputs_of
 from onnxprune.pruner import Pruned, absolute
 from onnxprune.quantizing.quantize import check_quantized, quantize
+from onnxprune.reading.functions import Inlining, inlined
 from onnxprune.reading.read import read
 from onnxprune.reporting.measuring import Session, figures, notes_on, parameter_count
 from onnxprune.reporting.report import GroupReport, QuantizedFigures, Report, Settings, WeightsFigures
+from onnxprune.rewriting.outlining import Outlined, outlined
 from onnxprune.sparsifying.checking import check_sparsity
 from onnxprune.sparsifying.layers import layers_of
 from onnxprune.sparsifying.sparse_form import as_sparse
@@ -54,6 +56,8 @@ class Made:
     checks: tuple[Check, ...] = ()
     sparse: ModelProto | None = None
     quantized: ModelProto | None = None
+    outlined: Outlined | None = None
+    """The model with its local functions again, if it has some."""
 
     @property
     def floats(self) -> ModelProto:
@@ -63,6 +67,11 @@ class Made:
     @property
     def model(self) -> ModelProto:
         """The model."""
+        return self.outlined.model if self.outlined else self.without_functions
+
+    @property
+    def without_functions(self) -> ModelProto:
+        """The model with the nodes of local functions in place of their calls."""
         return self.quantized or self.sparse or self.floats
 
     @property
@@ -87,7 +96,18 @@ def made(pruned: Pruned, further: Further, session: Session, clock: Clock) -> Ma
             eight_bits = quantize(found.floats, session.calibration)
             check = check_quantized(found.floats, eight_bits)
             found = replace(found, quantized=eight_bits, checks=(*found.checks, check))
-    return found
+    inlining = session.couplings.graph.inlining
+    return found if inlining is None or further.quantized else with_functions(found, inlining)
+
+
+def with_functions(made: Made, inlining: Inlining) -> Made:
+    """The model with its local functions again, and the check that taken apart it is the same."""
+    again = outlined(made.without_functions, inlining)
+    apart, _ = inlined(again.model)
+    passed = list(apart.graph.node) == list(made.without_functions.graph.node)
+    detail = f"{len(again.kept)} kept, {len(again.inlined)} in place of their calls" if passed else "nodes differ"
+    check = Check("functions say what their nodes did", passed, detail)
+    return replace(made, outlined=again, checks=(*made.checks, check))
 
 
 def thinned(made: Made, further: Further, weights: Sparsity, session: Session, clock: Clock) -> Made:
@@ -194,7 +214,11 @@ def finished(
         judgement=judgement,
         bytes=made.model.ByteSize(),
         verdict=verdict,
-        notes=(*notes, *notes_on(session, plan, made.pruned.scores, thinned=made.thinned is not None)),
+        notes=(
+            *notes,
+            *notes_on_functions(made),
+            *notes_on(session, plan, made.pruned.scores, thinned=made.thinned is not None),
+        ),
         seconds=clock.seconds,
     )
 
@@ -203,6 +227,15 @@ def group_reports(couplings: Couplings, plan: Plan) -> tuple[GroupReport, ...]:
     """What became of each group."""
     whys = {group.name: group.inexact.text if group.inexact else "" for group in couplings.groups}
     return tuple(GroupReport(group.name, group.size, len(group.kept), whys[group.name]) for group in plan.groups)
+
+
+def notes_on_functions(made: Made) -> Iterator[str]:
+    """Which local functions are still there, and which are not."""
+    found = made.outlined
+    if found is not None and found.kept:
+        yield f"Local functions kept: {', '.join(found.kept)}."
+    if found is not None and found.inlined:
+        yield f"Local functions whose uses differ, their nodes now in place of the calls: {', '.join(found.inlined)}."
 
 
 def weights_measured(session: Session, made: Made, plan: Plan) -> WeightsFigures:

@@ -16,7 +16,7 @@ from onnxprune.choosing.targets import Bound, Limits
 from onnxprune.clock import Clock
 from onnxprune.coupling.couple import Couplings
 from onnxprune.errors import DataError, ModelError, UsageError
-from onnxprune.finishing import Made, finished
+from onnxprune.finishing import Further, finished, made
 from onnxprune.job import PruneResult, begin, read_with, session_for_pruning
 from onnxprune.judging.user_metrics import UserMetric
 from onnxprune.options import DEFAULT_CONFIDENCE, Options
@@ -226,7 +226,7 @@ def apply(
         )
     pruned = Pruner(session, Recipe(Limits(), compensate=compensate), clock).refitted(replace(plan, refitted=()))
     settings: Settings = {"criterion": "plan", "seed": seed, "compensate": compensate}
-    done = Made(pruned)
+    done = made(pruned, Further(), session, clock)
     report = finished(session, done, settings, (), clock)
     return PruneResult(done.model, done.plan, report, pruned.scores, couplings)
 

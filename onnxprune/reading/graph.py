@@ -7,11 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+if TYPE_CHECKING:
+    from onnxprune.reading.functions import Inlining
 
 Shape = tuple[int, ...]
 
@@ -132,6 +135,9 @@ class Graph:
 
     renamed: Mapping[str, str]
     """For names in bodies that another body has too: what the file calls these tensors."""
+
+    inlining: Inlining | None
+    """The calls of local functions that gave way to the functions' nodes, if the file has some."""
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]

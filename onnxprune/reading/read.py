@@ -16,6 +16,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 
 from onnxprune.errors import ModelError
 from onnxprune.reading.bodies import inventory
+from onnxprune.reading.functions import inlined
 from onnxprune.reading.graph import Graph, Shape, constant_tensor, constants_of, ports_of
 from onnxprune.reading.names import with_unique_names
 from onnxprune.reading.observing import observe_first
@@ -38,7 +39,8 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
     """
     file = load(model)
     folder = str(file.path.parent) if file.path else ""
-    proto, renamed = with_unique_names(file.model)
+    plain, inlining = inlined(file.model)
+    proto, renamed = with_unique_names(plain)
     inputs = tuple(ports_of(proto.graph))
     check_inputs(inputs)
     observed = observe_first(proto, inputs, input_shapes or {})
@@ -54,6 +56,7 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
         protos=found.protos,
         bodies=found.bodies,
         renamed=renamed,
+        inlining=inlining,
         inputs=inputs,
         outputs=tuple(ports_of(proto.graph, outputs=True)),
         constants=constants,

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from onnxprune.choosing.plan import Plan
 from onnxprune.coupling.couple import Couplings
 from onnxprune.probing.calibration import Calibration, Data, first_line, gather
+from onnxprune.reading.functions import inlined
 from onnxprune.reading.graph import Graph
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.records import json_text
@@ -102,6 +103,7 @@ def verify(couplings: Couplings, plan: Plan, pruned: ModelProto, data: Data | Ca
         PlanError: the plan was made for another model.
     """
     sample = gather(couplings.graph, data).first(VERIFIED_SAMPLES)
+    pruned, _ = inlined(pruned)
     checks = [checker(couplings.graph.model, pruned), interface(couplings.graph.model, pruned)]
     form = plan.form(couplings)
     reference = zeroed(form, plan.kept(form))
