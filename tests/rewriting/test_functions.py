@@ -83,7 +83,7 @@ def test_a_function_whose_only_use_changes_is_a_function_with_new_numbers() -> N
 
 def test_uses_that_differ_give_way_to_nodes() -> None:
     """Two uses of other widths have no function in common."""
-    nodes = f"e = local.halves(x, w0) z = Constant<value = int64[2] {{0, 8}}>() f = Reshape(e, z)"
+    nodes = "e = local.halves(x, w0) z = Constant<value = int64[2] {0, 8}>() f = Reshape(e, z)"
     nodes += f" h = local.halves(f, w1) {FLAT}"
     model = model_of(nodes, HEADS, w0=(4, 8), w1=(8, 8), w3=(8, 3))
     again = next(found for seed in range(20) if not (found := pruned(model, seed)).functions)
@@ -108,13 +108,17 @@ def test_functions_in_functions() -> None:
 
 SCALED = """
 <domain: "local", opset_import: ["": 18]>
-leaky <alpha: float = 0.2, axis> (a) => (c) { l = LeakyRelu<alpha: float = @alpha>(a) c = Softmax<axis: int = @axis>(l) }
+leaky <alpha: float = 0.2, axis> (a) => (c) {
+    l = LeakyRelu<alpha: float = @alpha>(a)
+    c = Softmax<axis: int = @axis>(l)
+}
 """
 
 
 def test_attributes_of_a_call() -> None:
     """What a call says of its attributes, and what the function says where it does not."""
-    nodes = "h = MatMul(x, w1) g = Relu(h) m = MatMul(g, w3) n = local.leaky<axis=1>(m) y = local.leaky<alpha=0.5, axis=0>(n)"
+    nodes = "h = MatMul(x, w1) g = Relu(h) m = MatMul(g, w3) n = local.leaky<axis=1>(m)"
+    nodes += " y = local.leaky<alpha=0.5, axis=0>(n)"
     model = model_of(nodes, SCALED, w1=(4, 8), w3=(8, 3))
     assert_removal_equals_zeroing(model, groups=[8])
     assert list(pruned(model).functions) == list(model.functions)
