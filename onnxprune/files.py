@@ -4,40 +4,79 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from onnxprune.errors import OnnxPruneError, UsageError
 
+Content = bytes | Callable[[BinaryIO], None]
+"""What a file will hold: its bytes, or what writes them."""
 
-def write_whole(contents: Mapping[Path, bytes]) -> None:
+
+def write_whole(contents: Mapping[Path, Content], *, below: Path | None = None) -> None:
     """
     Write files so that all of them appear whole, or none at all.
 
-    Each is written under another name beside its place; when all are there, they are renamed. A device or pipe just
-    gets its bytes.
+    Each is written under another name beside its place; when all are there, they are renamed, in order. Folders that
+    are missing `below` one are made, and go again if writing fails. A device or pipe just gets its bytes.
     """
     written: dict[Path, Path] = {}
-    path = Path()
+    folders: list[Path] = []
+    renamed: list[Path] = []
+    path, done = Path(), False
     try:
         for path, content in contents.items():
             if is_special(path):
-                path.write_bytes(content)
+                with path.open("wb") as file:
+                    put(content, file)
                 continue
             real = path.resolve()
+            folders += made_folders(real.parent, below)
             handle, name = tempfile.mkstemp(prefix=f".{real.name[:64]}.", suffix=".part", dir=real.parent)
-            os.close(handle)
             written[Path(name)] = real
-            Path(name).write_bytes(content)
+            with os.fdopen(handle, "wb") as file:
+                put(content, file)
             Path(name).chmod(0o666 & ~current_umask())
         for temporary, path in written.items():
+            is_new = not path.exists()
             temporary.replace(path)
+            renamed += [path] if is_new else []
+        done = True
     except OSError as failure:
         reason = failure.strerror or failure
         raise OnnxPruneError(f"Cannot write {str(path)!r}: {reason}. Choose another place.") from None
     finally:
         for temporary in written:
             temporary.unlink(missing_ok=True)
+        if not done:
+            undo(renamed, folders)
+
+
+def undo(files: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Take away files that are new, and folders that were made for them."""
+    for path in files:
+        path.unlink()
+    for folder in reversed(folders):
+        folder.rmdir()
+
+
+def put(content: Content, file: BinaryIO) -> None:
+    """Write the content."""
+    if isinstance(content, bytes):
+        file.write(content)
+    else:
+        content(file)
+
+
+def made_folders(folder: Path, below: Path | None) -> list[Path]:
+    """The folders that had to be made for this one to be there."""
+    if below is None or not folder.is_relative_to(below.resolve()):
+        return []
+    missing = [place for place in (folder, *folder.parents) if not place.exists()][::-1]
+    for place in missing:
+        place.mkdir()
+    return missing
 
 
 def is_special(path: Path) -> bool:

@@ -17,6 +17,7 @@ from onnxprune.probing.losses import outputs_of
 from onnxprune.pruner import Pruned, absolute
 from onnxprune.quantizing.quantize import check_quantized, quantize
 from onnxprune.reading.functions import Inlining, inlined
+from onnxprune.reading.numbers import stored_bytes
 from onnxprune.reading.read import read
 from onnxprune.reporting.measuring import Session, figures, notes_on, parameter_count
 from onnxprune.reporting.report import GroupReport, QuantizedFigures, Report, Settings, WeightsFigures
@@ -192,7 +193,7 @@ def finished(
     with clock.stage("measure"):
         original = figures(session, couplings.graph.model, couplings.graph.file_bytes, session.outputs)
         after = outputs_of(dense, session.calibration, threads=session.threads)
-        smaller = figures(session, dense, dense.ByteSize(), after, plan=plan)
+        smaller = figures(session, dense, stored_bytes(dense), after, plan=plan)
         timed = latency((couplings.graph.model, dense), session.calibration, threads=session.threads)
         zeros = weights_measured(session, made, plan) if made.thinned else None
         eight_bits = quantized_measured(session, made, plan) if made.quantized else None
@@ -212,7 +213,7 @@ def finished(
         weights=zeros,
         quantized=eight_bits,
         judgement=judgement,
-        bytes=made.model.ByteSize(),
+        bytes=stored_bytes(made.model),
         verdict=verdict,
         notes=(
             *notes,
@@ -248,7 +249,7 @@ def weights_measured(session: Session, made: Made, plan: Plan) -> WeightsFigures
         zeros=found.zeros,
         size=found.size,
         bytes_sparse=found.bytes_sparse,
-        figures=figures(session, model, model.ByteSize(), outputs, plan=plan),
+        figures=figures(session, model, stored_bytes(model), outputs, plan=plan),
         layers=made.thinned.layers,
     )
 
@@ -258,7 +259,7 @@ def quantized_measured(session: Session, made: Made, plan: Plan) -> QuantizedFig
     assert made.quantized is not None
     model = made.quantized
     outputs = outputs_of(model, session.calibration, threads=session.threads)
-    measured = figures(session, model, model.ByteSize(), outputs, plan=plan)
+    measured = figures(session, model, stored_bytes(model), outputs, plan=plan)
     return QuantizedFigures(
         figures=replace(measured, params=float(parameter_count(made.floats))),
         latency=latency((session.couplings.graph.model, model), session.calibration, threads=session.threads),

@@ -20,11 +20,12 @@ from onnxprune.finishing import Further, Made, finished, made, shared_budget
 from onnxprune.judging.judgement import Judge, Judgement, judge_held_out, judge_on
 from onnxprune.judging.searching import smallest
 from onnxprune.options import Options
-from onnxprune.probing.asking import Progress
+from onnxprune.probing.asking import Progress, refuse_parts
 from onnxprune.probing.calibration import Calibration, Data, collected, gather, given_shapes
 from onnxprune.probing.losses import LossName, UserLoss
 from onnxprune.probing.sensitivities import Sensitivities, check_fit, load_scores
 from onnxprune.pruner import Pruned, Pruner
+from onnxprune.reading.numbers import fits_whole, whole
 from onnxprune.reading.read import Model, read
 from onnxprune.reporting.measuring import Session, open_session
 from onnxprune.reporting.report import Report, Settings
@@ -42,7 +43,8 @@ class PruneResult:
     A pruned model that passed its own check.
 
     `model` is the ModelProto, `plan` says which channels stay, `report` holds all figures, `scores` the channel scores
-    that decided (None when a plan was applied).
+    that decided (None when a plan was applied). Of an original above 2 GB, `model` refers to numbers outside it that
+    only this process knows: `save` is its way to a file.
     """
 
     model: ModelProto
@@ -53,13 +55,13 @@ class PruneResult:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """
-        Write the model; the file appears whole or not at all.
+        Write the model, with data files beside it if the original has them; all appear whole or not at all.
 
         Raises:
             UsageError: the path is the input's own, or its folder cannot be written.
         """
         check_target(path, source=self.couplings.graph.path)
-        save_model(self.model, path)
+        save_model(self.model, path, source=self.couplings.graph)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Job:
         notes = tuple(dict.fromkeys((*self.notes, *self.pruner.notes)))
         report = finished(self.session, found, self._settings(found.pruned), notes, self.clock, judgement)
         couplings = self.session.couplings
-        return PruneResult(found.model, found.plan, report, found.pruned.scores, couplings)
+        model = whole(found.model) if fits_whole(couplings.graph.model) else found.model
+        return PruneResult(model, found.plan, report, found.pruned.scores, couplings)
 
     def _within_drop(self) -> tuple[Made, Judgement]:
         """The smallest model that loses no more than is allowed."""
@@ -179,6 +182,7 @@ def begin(model: Model, data: Data | None, options: Options, progress: Progress 
             groups_to_prune(couplings, options.limits)
         scores = scores_given(options, couplings)
         samples = gather(couplings.graph, arrays, labels=options.labels, seed=options.seed)
+    check_parts(couplings, options, has_data=data is not None)
     searches = not targets.any and weights is None and (data is not None or options.max_drop is not None)
     with clock.stage("run the original"):
         judge = judge_for(couplings, samples, options, notes, is_wanted=searches)
@@ -189,11 +193,30 @@ def begin(model: Model, data: Data | None, options: Options, progress: Progress 
             notes.append(NO_TARGET)
         session = session_for_pruning(couplings, judge.pruning if judge else samples, options)
     bounded = searches or bool(options.targets.bounds(couplings.costs))
-    has_curves = bounded and session.judged_by is not None
+    has_curves = bounded and session.judged_by is not None and fits_whole(couplings.graph.model)
     recipe = options.recipe(has_data=data is not None, has_curves=has_curves)
     if searches and recipe.rounds is None:  # a dozen models are made: each from what was measured once
         recipe = replace(recipe, rounds=1)
     return Job(options, Pruner(session, recipe, clock, scores), clock, judge, searches, tuple(notes))
+
+
+def check_parts(couplings: Couplings, options: Options, *, has_data: bool) -> None:
+    """
+    Refuse, before the model is run, what it cannot be asked for where it is run part by part.
+
+    Raises:
+        UsageError: see above.
+    """
+    model, recipe = couplings.graph.model, options.recipe(has_data=has_data, has_curves=False)
+    for is_asked, what in (
+        (options.scores is None and recipe.criterion not in ("magnitude", "random"), f"criterion {recipe.criterion}"),
+        (recipe.compensate, "refitted layers"),
+        (options.allocation == "curves", "width curves"),
+        (options.weights is not None, "the removal of single weights"),
+        (options.quantize is not None, "eight bits"),
+    ):
+        if is_asked:
+            refuse_parts(model, what)
 
 
 def judge_for(

@@ -26,6 +26,7 @@ from onnxprune.probing.losses import LossName, UserLoss, outputs_of
 from onnxprune.probing.samples import Samples
 from onnxprune.probing.sensitivities import Criterion, Sensitivities
 from onnxprune.pruner import Pruner, Recipe
+from onnxprune.reading.numbers import fits_whole, whole
 from onnxprune.reading.observing import CPU
 from onnxprune.reading.read import Model
 from onnxprune.reporting.measuring import figures, open_session
@@ -228,7 +229,8 @@ def apply(
     settings: Settings = {"criterion": "plan", "seed": seed, "compensate": compensate}
     done = made(pruned, Further(), session, clock)
     report = finished(session, done, settings, (), clock)
-    return PruneResult(done.model, done.plan, report, pruned.scores, couplings)
+    shipped = whole(done.model) if fits_whole(couplings.graph.model) else done.model
+    return PruneResult(shipped, done.plan, report, pruned.scores, couplings)
 
 
 def compare(

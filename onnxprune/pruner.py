@@ -28,12 +28,13 @@ from onnxprune.probing.curves import SHARES, WidthCurves, curves_of
 from onnxprune.probing.losses import LossName, UserLoss, prepare_loss
 from onnxprune.probing.probe import loss_of
 from onnxprune.probing.sensitivities import Criterion, Sensitivities
+from onnxprune.reading.numbers import stored_bytes
 from onnxprune.reading.read import read
 from onnxprune.repairing.repair import repair
 from onnxprune.repairing.standing_in import StandIns
 from onnxprune.repairing.steps import Repaired
 from onnxprune.reporting.measuring import Session, parameter_count
-from onnxprune.rewriting.rewrite import rewrite
+from onnxprune.rewriting.rewrite import rewrite_kept
 
 AGGRESSIVE = 0.4
 """Bounds below this share of the original take several rounds, if nothing is said."""
@@ -118,7 +119,7 @@ class Pruner:
             if further is None:
                 return None
             plan, scores = further
-            model = rewrite(self.couplings, plan)
+            model = rewrite_kept(self.couplings, plan.kept(self.couplings))
         return self._refitted(plan, model, scores)
 
     def _loss(self, pruned: Pruned) -> float:
@@ -151,7 +152,7 @@ class Pruner:
     def refitted(self, plan: Plan) -> Pruned:
         """The model pruned by a plan of the original."""
         with self._clock.stage("choose and rewrite"):
-            model = rewrite(self.couplings, plan)
+            model = rewrite_kept(self.couplings, plan.kept(self.couplings))
         return self._refitted(plan, model, None)
 
     def _refitted(self, plan: Plan, model: ModelProto, scores: Sensitivities | None) -> Pruned:
@@ -259,8 +260,8 @@ def planned(
             if asked is targets:
                 raise
             break
-        pruned = rewrite(couplings, plan)
-        found = {"params": parameter_count(pruned), "size": pruned.ByteSize()}
+        pruned = rewrite_kept(couplings, plan.kept(couplings))
+        found = {"params": parameter_count(pruned), "size": stored_bytes(pruned)}
         excess = {name: found[name] - bound for name, bound in bounds.items() if found[name] > bound}
         if not excess:
             return plan, scores, pruned

@@ -250,4 +250,4 @@ def random_input(port: Port, shape: tuple[int, ...], random: np.random.Generator
 
 def parameters(model: ModelProto) -> int:
     """How many learned numbers are stored in the model."""
-    return sum(constant.size for constant in constants_of(model.graph, "").values() if constant.is_weight)
+    return sum(constant.size for constant in constants_of(model.graph).values() if constant.is_weight)

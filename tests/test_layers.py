@@ -22,7 +22,7 @@ BUILDERS = {
     "reading/bodies.py": "tells how tensors pass through bodies, by which their insides are run",
     "coupling/masking.py": "puts masks at sums and means",
     "reading/graph.py": "Constant nodes hold weights",
-    "reading/observing.py": "adds nodes that measure, and zeros in place of weights",
+    "reading/observing.py": "adds nodes that measure",
     "probing/engine/splitting.py": "puts gates in front of sinks",
     "probing/loss_graph.py": "builds the loss into the graph",
     "rewriting/editing.py": "adds Constant nodes to models of old IR versions",

@@ -97,8 +97,8 @@ def prune_command(
     options |= {"probe_samples": samples_said(probe_samples, precise), "cache": journal_folder(target, cache, no_cache)}
     with progress_bar(quiet) as progress, kept_answers(options["cache"]):
         result = prune(source, data, eval_data=eval_data, scores=scores, progress=progress, **options)
-    write_result(result, target, plan, json_file)
-    show_result(result, target, quiet)
+    data_files = write_result(result, target, plan, json_file)
+    show_result(result, target, data_files, quiet)
 
 
 @main.command(name="sweep", short_help="One model for each of several bounds on the MACs.")
@@ -165,8 +165,8 @@ def apply_command(
     check_files(read=(source, data, plan), written=(target, json_file))
     with progress_bar(quiet) as progress:
         result = apply_plan(source, load_plan(plan), data, progress=progress, **options)
-    write_result(result, target, None, json_file)
-    show_result(result, target, quiet)
+    data_files = write_result(result, target, None, json_file)
+    show_result(result, target, data_files, quiet)
 
 
 @main.command(name="inspect", short_help="Show what can be pruned, and what is frozen and why.")

@@ -11,9 +11,10 @@ from rich.markup import escape
 
 from onnxprune.cli.terminal import stdout_console
 from onnxprune.errors import UsageError
-from onnxprune.files import check_target, is_same, is_special, write_whole
+from onnxprune.files import Content, check_target, is_same, is_special, write_whole
 from onnxprune.job import PruneResult
 from onnxprune.reporting import tables
+from onnxprune.rewriting.saving import contents_of_model
 
 
 def check_files(*, read: Sequence[str | None], written: Sequence[str | None]) -> None:
@@ -27,14 +28,18 @@ def check_files(*, read: Sequence[str | None], written: Sequence[str | None]) ->
             raise UsageError(f"Expected different files to write to, found {str(one)!r} twice. Name them apart.")
 
 
-def write_result(result: PruneResult, target: str, plan: str | None, json_file: str | None) -> None:
-    """The model, its plan and its report: all of them or none."""
-    write_whole(contents_of(result, target, plan, json_file))
+def write_result(result: PruneResult, target: str, plan: str | None, json_file: str | None) -> tuple[Path, ...]:
+    """The model, its data files, plan and report: all of them or none. Returns the data files."""
+    contents = contents_of(result, target, plan, json_file)
+    write_whole(contents, below=Path(target).parent)
+    return tuple(itertools.takewhile(lambda path: path != Path(target), contents))
 
 
-def contents_of(result: PruneResult, target: str, plan: str | None, json_file: str | None) -> dict[Path, bytes]:
-    """What the files will hold."""
-    contents = {Path(target): result.model.SerializeToString()}
+def contents_of(
+    result: PruneResult, target: str, plan: str | None, json_file: str | None, *, own_names: bool = False
+) -> dict[Path, Content]:
+    """What the files will hold; data files are named after the model with `own_names`, else as the original's."""
+    contents = contents_of_model(result.model, Path(target), result.couplings.graph, own_names=own_names)
     if plan is not None:
         contents[Path(plan)] = result.plan.to_json().encode()
     if json_file is not None:
@@ -42,7 +47,7 @@ def contents_of(result: PruneResult, target: str, plan: str | None, json_file: s
     return contents
 
 
-def show_result(result: PruneResult, target: str, quiet: bool) -> None:
+def show_result(result: PruneResult, target: str, data_files: Sequence[Path], quiet: bool) -> None:
     """Notes on stderr, tables on stdout."""
     if quiet:
         return
@@ -58,9 +63,10 @@ def show_result(result: PruneResult, target: str, quiet: bool) -> None:
     verdict, new = result.report.verdict, len(result.plan.refitted)
     refitted = f", but for {new} weights and biases that were given new numbers" if new else ""
     left_out = " and left out of means and sums" if verdict.is_masked else ""
+    beside = f", its weights to {', '.join(map(str, data_files))}" if data_files else ""
     console.print(
         f"\nVerified on {verdict.samples} samples: equals the original with the removed slices set to zero{left_out} "
-        f"({verdict.equality}){refitted}. Written to {escape(target)}",
+        f"({verdict.equality}){refitted}. Written to {escape(target + beside)}",
         highlight=False,
         soft_wrap=True,
     )

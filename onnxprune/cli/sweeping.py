@@ -10,7 +10,7 @@ import click
 from onnxprune.choosing.targets import amount
 from onnxprune.cli.results import contents_of
 from onnxprune.errors import UsageError
-from onnxprune.files import write_whole
+from onnxprune.files import Content, write_whole
 from onnxprune.job import PruneResult
 from onnxprune.reporting.sweeping import plot, point_of, table_text
 
@@ -56,14 +56,14 @@ def remove_empty(folders: Sequence[Path]) -> None:
 
 def write_sweep(results: Mapping[str, PruneResult], folder: Path, places: Mapping[str, Path]) -> None:
     """All models with their plans and reports, the table, and the plot where it can be drawn."""
-    contents: dict[Path, bytes] = {}
+    contents: dict[Path, Content] = {}
     for bound, result in results.items():
         model, plan, report = files_of(places[bound])
-        contents |= contents_of(result, str(model), str(plan), str(report))
+        contents |= contents_of(result, str(model), str(plan), str(report), own_names=True)
     points = [point_of(bound, result.report) for bound, result in results.items()]
     table, picture = files_about_all(folder)
     contents[table] = table_text(points).encode()
     drawn = plot(points)
     if drawn is not None:
         contents[picture] = drawn
-    write_whole(contents)
+    write_whole(contents, below=folder)

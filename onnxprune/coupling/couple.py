@@ -107,7 +107,7 @@ class Couplings:
         if not inexact:
             return self
         graph = read(masked_model(self.graph, self.typing, self.leaks, inexact), input_shapes=self.graph.input_shapes)
-        graph = replace(graph, sha256=self.graph.sha256, path=self.graph.path, file_bytes=self.graph.file_bytes)
+        graph = replace(graph, digest=self.graph.digest, path=self.graph.path, file_bytes=self.graph.file_bytes)
         found = couple(graph)
         return replace(found, groups=groups_again(self, found))
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from onnx import ModelProto
 
 from onnxprune.coupling.couple import Couplings
+from onnxprune.errors import UsageError
 from onnxprune.probing.calibration import Calibration
 from onnxprune.probing.engine.engine import Answer, Engine, Question
 from onnxprune.probing.engine.means import Means
@@ -17,6 +19,7 @@ from onnxprune.probing.engine.sizes import rows_of_the_model
 from onnxprune.probing.journal import Entry, Journal, journal_key, open_journal
 from onnxprune.probing.losses import Loss, LossName, UserLoss, outputs_of, prepare_loss
 from onnxprune.probing.samples import Samples, check_samples, sample_count, telling_samples
+from onnxprune.reading.numbers import fits_whole, stored_bytes
 
 Progress = Callable[[str, int, int], None]
 """Told what is going on, how much is done and how much there is."""
@@ -150,6 +153,7 @@ def inquiry_for(
 
     `outputs` are the model's on all samples, where they are known.
     """
+    refuse_parts(couplings.graph.model, "probes")
     count = sample_count(effort.samples, couplings, probes)
     rows = rows_of_the_model(couplings, calibration, effort.means.bytes)
     found = outputs or outputs_of(couplings.graph.model, calibration, batch=rows, threads=effort.means.threads)
@@ -157,6 +161,20 @@ def inquiry_for(
         loss = prepare_loss(couplings.graph, calibration, loss, reference=found)
     few = telling_samples(loss, found, count)
     return Inquiry(couplings, calibration.only(few), loss.only(few), effort, progress)
+
+
+def refuse_parts(model: ModelProto, what: str) -> None:
+    """
+    Refuse what a model cannot be asked for that is too large to be held at once.
+
+    Raises:
+        UsageError: see above.
+    """
+    if not fits_whole(model):
+        raise UsageError(
+            f"Expected a model of up to 2 GB for {what}, found one of {stored_bytes(model) / 1e9:.1f} GB, which is run "
+            "part by part. Take --criterion magnitude or random with --no-compensate, without --weights or --quantize."
+        )
 
 
 def known(journal: Journal | None, questions: Sequence[Question]) -> dict[tuple[str, str], Answer]:

@@ -18,6 +18,7 @@ from onnxprune.errors import DataError, UsageError
 from onnxprune.probing.calibration import Calibration, first_line
 from onnxprune.reading.graph import FLOAT_TYPES, Graph
 from onnxprune.reading.observing import Session, session_for
+from onnxprune.reading.parts import run_each
 
 LossName = Literal["distance", "auto", "cross-entropy", "mse", "kl"]
 UserLoss = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray], np.ndarray | None], np.ndarray | float]
@@ -70,9 +71,11 @@ def outputs_of(
     session = session_for(model, threads=threads) if isinstance(model, ModelProto) else model
     names = calibration.outputs
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for samples in calibration.batches(batch):
+    batches = list(calibration.batches(batch))
+    runs = run_each(session, names, (calibration.at(calibration.filled(samples)) for samples in batches))
+    for samples in batches:
         try:
-            found = session.run(names, calibration.at(calibration.filled(samples)))
+            found = next(runs)
         except Exception as failure:  # ONNX Runtime raises many kinds
             which = f"{samples[0]} to {samples[-1]}" if len(samples) > 1 else f"{samples[0]}"
             raise DataError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.probing.sensitivities import Sensitivities, sensitivities_of
+from onnxprune.reading.graph import Shape
 from onnxprune.rules.axes import channels_along, leaves
 
 
@@ -29,16 +30,29 @@ def squared_weights(couplings: Couplings, group: Group) -> np.ndarray:
         use, tensor = couplings.constant_uses(name)[0]
         if not constant.is_weight or couplings.zeroing.divides(name, use, couplings.graph):
             continue
+        axes = couplings.typing.axes(tensor)
         coding = couplings.zeroing.coding(name, use, couplings.graph)
-        numbers = constant.array()
-        squares = np.square(numbers.astype(np.float64) if coding is None else coding.decoded(numbers, couplings.graph))
-        for number, axis in enumerate(couplings.typing.axes(tensor)):
-            along = np.moveaxis(squares, number, 0).reshape(squares.shape[number], -1).sum(1)
+        if coding is None:
+            sums = squares_along_axes(constant.shape, constant.blocks())
+        else:
+            sums = squares_along_axes(constant.shape, [(0, coding.decoded(constant.array(), couplings.graph))])
+        for axis, along in zip(axes, sums, strict=True):
             for dim in set(leaves(axis)) & totals.keys():
                 channels = channels_along(axis, dim)
                 held = channels >= 0
                 totals[dim] += np.bincount(channels[held], along[held], dim.size)
     return np.concatenate([totals[dim] for dim in group.dims])
+
+
+def squares_along_axes(shape: Shape, blocks: Iterable[tuple[int, np.ndarray]]) -> list[np.ndarray]:
+    """For each axis of a weight, the sums of squares of its positions; the weight comes in blocks of its first axis."""
+    sums = [np.zeros(size) for size in shape]
+    for first, block in blocks:
+        squares = np.square(block.astype(np.float64))
+        for number, size in enumerate(squares.shape):
+            along = np.moveaxis(squares, number, 0).reshape(size, -1).sum(1)
+            sums[number][slice(first, first + size) if number == 0 else slice(None)] += along
+    return sums
 
 
 def chances(couplings: Couplings, groups: Sequence[Group], seed: int) -> Sensitivities:

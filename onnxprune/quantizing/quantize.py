@@ -21,6 +21,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxprune.errors import DataError, ModelError
 from onnxprune.probing.calibration import Calibration, first_line
 from onnxprune.quantizing.quiet import quiet
+from onnxprune.reading.numbers import whole
 from onnxprune.reading.observing import session_for
 from onnxprune.rewriting.editing import copy_fields
 from onnxprune.verifying.verify import Check
@@ -107,7 +108,7 @@ def quantize(
 def prepared(model: ModelProto, folder: Path) -> Path:
     """A file in the folder with the model, shapes inferred and nodes fused as far as that works."""
     plain, path = folder / "model.onnx", folder / "prepared.onnx"
-    onnx.save(model, plain)  # the quantizer is given files: it edits a ModelProto in place
+    onnx.save(whole(model), plain)  # the quantizer is given files: it edits a ModelProto in place
     for options in PREPARATIONS:
         try:
             quant_pre_process(plain, path, **options)

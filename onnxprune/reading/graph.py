@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from onnxprune.reading.numbers import blocks, numbers
 
 if TYPE_CHECKING:
     from onnxprune.reading.functions import Inlining
@@ -73,7 +75,6 @@ class Constant:
     name: str
     shape: Shape
     tensor: TensorProto
-    folder: str
 
     @property
     def size(self) -> int:
@@ -90,7 +91,11 @@ class Constant:
 
     def array(self) -> np.ndarray:
         """The numbers, as numpy array of `shape`."""
-        return np.array(numpy_helper.to_array(self.tensor, self.folder))
+        return numbers(self.tensor)
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The numbers in blocks along the first axis, each with its first position; small constants in one."""
+        return blocks(self.tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +125,7 @@ class Graph:
     """
 
     model: ModelProto
-    sha256: str
-    folder: str
+    digest: Callable[[], str]
     path: Path | None
     file_bytes: int
     nodes: tuple[Node, ...]
@@ -146,6 +150,11 @@ class Graph:
     shapes: Mapping[str, Shape]
     values: Mapping[str, np.ndarray]
     element_types: Mapping[str, int]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file and of all numbers beside it."""
+        return self.digest()
 
     @cached_property
     def opsets(self) -> dict[str, int]:
@@ -254,6 +263,9 @@ ELEMENT_BYTES: dict[int, float] = {
     if element not in (TensorProto.UNDEFINED, TensorProto.STRING)
 }
 
+ELEMENT_TYPES = {f"tensor({name.lower()})": number for name, number in TensorProto.DataType.items()}
+"""ONNX element types by the names that ONNX Runtime gives to tensors of them."""
+
 
 def standard(domain: str) -> str:
     """The domain, with the two spellings of the ONNX standard's made one."""
@@ -316,22 +328,22 @@ def fresh_name(wanted: str, taken: set[str]) -> str:
     return name
 
 
-def constants_of(graph: GraphProto, folder: str) -> dict[str, Constant]:
+def constants_of(graph: GraphProto) -> dict[str, Constant]:
     """Every initializer and every value of a Constant node, those in bodies too, by the tensor's name."""
-    return {constant.name: constant for constant in held_constants(graph, folder)}
+    return {constant.name: constant for constant in held_constants(graph)}
 
 
-def held_constants(graph: GraphProto, folder: str) -> Iterator[Constant]:
+def held_constants(graph: GraphProto) -> Iterator[Constant]:
     """The same one by one: in bodies side by side, a name may stand for several."""
     for tensor in graph.initializer:
-        yield Constant(tensor.name, tuple(tensor.dims), tensor, folder)
+        yield Constant(tensor.name, tuple(tensor.dims), tensor)
     for node in graph.node:
         held = constant_tensor(node)
         if held is not None:
-            yield Constant(node.output[0], tuple(held.dims), held, folder)
+            yield Constant(node.output[0], tuple(held.dims), held)
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from held_constants(attribute.g, folder)
+                yield from held_constants(attribute.g)
 
 
 def constant_tensor(node: NodeProto) -> TensorProto | None:

@@ -1,21 +1,22 @@
-"""Concrete shapes, observed: the model's structure is run once with its weights replaced by zeros made on the fly."""
+"""Concrete shapes, observed: the model's structure is run once with zeros in place of its weights."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx
 import onnxruntime as ort
-from google.protobuf.message import EncodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxprune.errors import ModelError
 from onnxprune.reading.bodies import Entry, Passing, inventory, passings
 from onnxprune.reading.graph import (
+    ELEMENT_TYPES,
     NUMPY_TYPES,
     Constant,
     Node,
@@ -25,6 +26,8 @@ from onnxprune.reading.graph import (
     constants_of,
     outer_names,
 )
+from onnxprune.reading.numbers import byte_size, fits_whole, held_by, holding, is_elsewhere, whole
+from onnxprune.reading.parts import PartedSession, value_of
 
 IN_FLOATS = ("session.qdq_matmulnbits_accuracy_level", "1")
 """
@@ -40,9 +43,9 @@ VALUE_ELEMENTS = 4096
 COUNTABLE = ("tensor(int64)", "tensor(int32)", "tensor(bool)")
 """What may count or decide, so that its numbers are of interest."""
 
-ELEMENT_TYPES = {f"tensor({name.lower()})": number for name, number in TensorProto.DataType.items()}
-"""ONNX element types by the names that ONNX Runtime gives to tensors of them."""
 
+MEASURED_TYPES = NUMPY_TYPES | {TensorProto.STRING}
+"""Those whose tensors ONNX Runtime can always measure; others are cast first."""
 
 MOST_TRIED = 64
 """Combinations of sizes that are tried in the end, each size for itself."""
@@ -59,7 +62,7 @@ class Observation:
 
     def sample(self, name: str) -> np.ndarray:
         """Numbers for a tensor: its own where they are known, else zeros."""
-        dtype: Any = onnx.helper.tensor_dtype_to_np_dtype(self.element_types[name])
+        dtype: Any = helper.tensor_dtype_to_np_dtype(self.element_types[name])
         return self.values[name] if name in self.values else np.zeros(self.shapes[name], dtype)
 
     def with_all_of(self, other: Observation) -> Observation:
@@ -73,7 +76,7 @@ class Observation:
 
 
 CPU = "CPUExecutionProvider"
-Session: TypeAlias = ort.InferenceSession
+Session: TypeAlias = ort.InferenceSession | PartedSession
 
 
 def session_for(
@@ -87,8 +90,26 @@ def session_for(
     """
     A session of ONNX Runtime, silent unless something fails; without `keep_memory` it frees what it can.
 
-    A `provider` other than the CPU's is asked first, and the CPU's runs what it cannot.
+    A `provider` other than the CPU's is asked first, and the CPU's runs what it cannot. A model that is too large to be
+    one message is run part by part.
     """
+    options = partial(session_options, optimized=optimized, threads=threads, keep_memory=keep_memory)
+    providers = list(dict.fromkeys((provider, CPU)))
+    try:
+        if isinstance(model, ModelProto):
+            if not fits_whole(model):
+                return PartedSession(model, options, providers)
+            model = whole(model).SerializeToString()
+        return ort.InferenceSession(model, options(), providers=providers)
+    except Exception as failure:  # ONNX Runtime raises many kinds
+        first = str(failure).splitlines()[0]
+        raise ModelError(
+            f"ONNX Runtime does not take the model: {first} Check that it loads in ONNX Runtime by itself."
+        ) from None
+
+
+def session_options(*, optimized: bool, threads: int, keep_memory: bool) -> ort.SessionOptions:
+    """Options as `session_for` takes them."""
     options = ort.SessionOptions()
     if not keep_memory:
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
@@ -98,20 +119,8 @@ def session_for(
     options.add_session_config_entry(*IN_FLOATS)
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        source = model.SerializeToString() if isinstance(model, ModelProto) else model
-    except EncodeError:
-        raise ModelError(
-            "Expected a model of up to 2 GB, the most that Protobuf holds, found a larger one. "
-            "It can be inspected, but not yet run and pruned."
-        ) from None
-    try:
-        return ort.InferenceSession(source, options, providers=list(dict.fromkeys((provider, CPU))))
-    except Exception as failure:  # ONNX Runtime raises many kinds
-        first = str(failure).splitlines()[0]
-        raise ModelError(
-            f"ONNX Runtime does not take the model: {first} Check that it loads in ONNX Runtime by itself."
-        ) from None
+    options.add_session_config_entry(*IN_FLOATS)
+    return options
 
 
 def observe_first(model: ModelProto, ports: Sequence[Port], given: Mapping[str, Shape]) -> Observation:
@@ -200,29 +209,30 @@ def observe(
 
     Inputs are zeros unless they are `given`. Raises what ONNX Runtime raises when the sizes do not suit the model.
     """
-    structure = without_weights(model)
+    structure, weights = without_weights(model)
     computed = [name for node in structure.graph.node for name in node.output if name]
     del structure.graph.output[:]
     structure.graph.output.extend(ValueInfoProto(name=name) for name in computed)
     del structure.graph.value_info[:]
-    kinds = {output.name: output.type for output in session_for(structure, optimized=False).get_outputs()}
+    kinds = {output.name: output.type for output in whole_session(structure).get_outputs()}
 
     tensors = [name for name in computed if kinds[name].startswith("tensor(")]
     countable = [name for name in tensors if kinds[name] in COUNTABLE]
     del structure.graph.output[:]
     for number, name in enumerate(tensors):
         measured = name
-        if ELEMENT_TYPES.get(kinds[name]) not in NUMPY_TYPES | {
-            TensorProto.STRING
-        }:  # ONNX Runtime cannot measure all of them
+        if ELEMENT_TYPES.get(kinds[name]) not in MEASURED_TYPES:
             measured = f"onnxprune.floats.{number}"
             structure.graph.node.append(helper.make_node("Cast", [name], [measured], to=TensorProto.FLOAT))
         structure.graph.node.append(helper.make_node("Shape", [measured], [f"onnxprune.shape.{number}"]))
         structure.graph.output.append(ValueInfoProto(name=f"onnxprune.shape.{number}"))
     structure.graph.output.extend(ValueInfoProto(name=name) for name in countable)
 
-    feeds = {port.name: np.zeros(input_shapes[port.name], port.dtype) for port in ports} | dict(given or {})
-    found = session_for(structure, optimized=False, threads=1, keep_memory=False).run(None, feeds)
+    known = given or {}
+    inputs = {port.name: known.get(port.name, np.zeros(input_shapes[port.name], port.dtype)) for port in ports}
+    feeds = {port.name: value_of(inputs[port.name], port.element_type) for port in ports} | zeros(weights)
+    session = whole_session(structure, keep_memory=False)
+    found = [value.numpy() for value in session.run_with_ort_values([o.name for o in structure.graph.output], feeds)]
     shapes = {name: tuple(int(size) for size in shape) for name, shape in zip(tensors, found, strict=False)}
     shapes |= {port.name: tuple(input_shapes[port.name]) for port in ports}
     numbers = zip(countable, found[len(tensors) :], strict=True)
@@ -239,7 +249,7 @@ def observe(
 def observe_body(model: ModelProto, node: Node, passing: Passing, outside: Observation) -> Observation:
     """What is seen of a body's tensors in its first run; nothing where it does not run."""
     body: GraphProto = node.attributes[passing.attribute]
-    constants = constants_of(model.graph, "")
+    constants = constants_of(model.graph)
     read = sorted(outer_names(body))
     fed = {name: outside.sample(name) for name in read if name in outside.shapes and name not in constants}
     for port, entry in zip(body.input, passing.entries, strict=False):
@@ -276,62 +286,65 @@ def named(tensor: TensorProto, name: str) -> TensorProto:
     return copy
 
 
-def without_weights(model: ModelProto) -> ModelProto:
-    """The same graph, each large weight made at run time, when it is needed, as zeros; small ones as they are."""
-    bare = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+def whole_session(structure: ModelProto, *, keep_memory: bool = True) -> ort.InferenceSession:
+    """A session of a graph without weights, as it stands."""
+    options = session_options(optimized=False, threads=1, keep_memory=keep_memory)
+    return ort.InferenceSession(structure.SerializeToString(), options, providers=[CPU])
+
+
+def without_weights(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProto]]:
+    """The same graph, each large weight an input, small ones as they are; and what the large ones are."""
+    bare = ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import, functions=model.functions)
     graph = bare.graph
     graph.name = model.graph.name or "structure"
-    weights = {tensor.name for tensor in model.graph.initializer}
-    graph.input.extend(port for port in model.graph.input if port.name not in weights)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if is_large(tensor)}
+    small = [tensor for tensor in model.graph.initializer if tensor.name not in weights]
+    known = weights.keys() | {tensor.name for tensor in small}
+    graph.initializer.extend(holding(tensor) for tensor in small)
     graph.sparse_initializer.extend(model.graph.sparse_initializer)
-    waiting = {tensor.name: tensor for tensor in model.graph.initializer if large(tensor)}
-    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name not in waiting)
-    data = {port.name for port in graph.input}
+    graph.input.extend(port for port in model.graph.input if port.name not in known)
     for node in model.graph.node:
         held = constant_tensor(node)
-        if held is not None and large(held):
-            waiting[node.output[0]] = held
-            continue
-        has_body = any(attribute.HasField("g") for attribute in node.attribute)
-        needed = list(waiting) if has_body else [name for name in dict.fromkeys(node.input) if name in waiting]
-        source = next((name for name in node.input if name in data), None)
-        for name in needed:
-            graph.node.extend(zeros_like(waiting.pop(name), name, source, graph))
-        graph.node.append(node)
-        if held is None and (source is not None or has_body):
-            data.update(name for name in node.output if name)
-    for name, tensor in waiting.items():
-        graph.node.extend(zeros_like(tensor, name, None, graph))
-    return bare
+        if held is not None and is_large(held):
+            weights[node.output[0]] = held
+        else:
+            graph.node.append(with_numbers(node))
+    for name, tensor in weights.items():
+        graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+    return bare, weights
 
 
-def large(tensor: TensorProto) -> bool:
+def zeros(weights: Mapping[str, TensorProto]) -> dict[str, ort.OrtValue]:
+    """
+    Something in the shape of each weight that takes no memory as long as it is only read.
+
+    For types that numpy knows these are zeros, all in one piece of memory; else whatever lies there.
+    """
+    known = {name: tensor for name, tensor in weights.items() if tensor.data_type in NUMPY_TYPES}
+    nothing = np.zeros(max(map(byte_size, known.values()), default=0), np.uint8)
+    found = {}
+    for name, tensor in weights.items():
+        shape = tuple(tensor.dims)
+        if name in known:
+            dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            found[name] = value_of(nothing[: byte_size(tensor)].view(dtype).reshape(shape))
+        else:
+            found[name] = ort.OrtValue.ortvalue_from_shape_and_type(shape, tensor.data_type)
+    return found
+
+
+def with_numbers(node: NodeProto) -> NodeProto:
+    """The node with the numbers of the tensors that it holds; itself if it has them."""
+    if not any(is_elsewhere(tensor) for tensor in held_by(node)):
+        return node
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    for tensor in held_by(copy):
+        tensor.CopyFrom(holding(tensor))
+    return copy
+
+
+def is_large(tensor: TensorProto) -> bool:
     """Is this a weight whose numbers cannot matter to any shape?"""
     index_types = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.STRING)
-    return int(np.prod(tensor.dims, dtype=np.int64)) > KEPT_ELEMENTS and tensor.data_type not in index_types
-
-
-def zeros_like(tensor: TensorProto, name: str, source: str | None, graph: GraphProto) -> list[NodeProto]:
-    """
-    Nodes that make zeros of the tensor's shape and type under the tensor's name.
-
-    A detour over `source`, which the weight's reader needs too, keeps the runtime from making all weights at once.
-    """
-    dims, nothing, nodes = f"onnxprune.dims.{name}", "onnxprune.nothing", []
-    graph.initializer.append(numpy_helper.from_array(np.array(tensor.dims, np.int64), dims))
-    if source is not None:
-        if all(known.name != nothing for known in graph.initializer[:1]):
-            graph.initializer.insert(0, numpy_helper.from_array(np.array(0, np.int64), nothing))
-        nodes += [
-            helper.make_node("Size", [source], [f"{dims}.size"]),
-            helper.make_node("Mul", [f"{dims}.size", nothing], [f"{dims}.nothing"]),
-            helper.make_node("Add", [dims, f"{dims}.nothing"], [f"{dims}.late"]),
-        ]
-        dims = f"{dims}.late"
-    dtype: Any = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    if dtype.isbuiltin == 1:
-        zero = numpy_helper.from_array(np.zeros(1, dtype))
-        return [*nodes, helper.make_node("ConstantOfShape", [dims], [name], value=zero)]
-    floats = f"{dims}.floats"
-    nodes.append(helper.make_node("ConstantOfShape", [dims], [floats]))
-    return [*nodes, helper.make_node("Cast", [floats], [name], to=tensor.data_type)]
+    return math.prod(tensor.dims) > KEPT_ELEMENTS and tensor.data_type not in index_types

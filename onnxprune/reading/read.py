@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto
-from onnx.external_data_helper import load_external_data_for_tensor
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import ModelProto
 
 from onnxprune.errors import ModelError
 from onnxprune.reading.bodies import inventory
+from onnxprune.reading.external import refer_to_files
 from onnxprune.reading.functions import inlined
-from onnxprune.reading.graph import Graph, Shape, constant_tensor, constants_of, ports_of
+from onnxprune.reading.graph import Graph, Shape, constants_of, ports_of
 from onnxprune.reading.names import with_unique_names
 from onnxprune.reading.observing import observe_first
 from onnxprune.reading.sparse import densified
@@ -38,18 +37,16 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
         ModelError: no such file, not an ONNX model, or ONNX Runtime cannot run it.
     """
     file = load(model)
-    folder = str(file.path.parent) if file.path else ""
     plain, inlining = inlined(file.model)
     proto, renamed = with_unique_names(plain)
     inputs = tuple(ports_of(proto.graph))
     check_inputs(inputs)
     observed = observe_first(proto, inputs, input_shapes or {})
-    constants = constants_of(proto.graph, folder)
+    constants = constants_of(proto.graph)
     found = inventory(proto.graph)
     return Graph(
         model=proto,
-        sha256=file.sha256,
-        folder=folder,
+        digest=file.digest,
         path=file.path,
         file_bytes=file.bytes,
         nodes=found.nodes,
@@ -69,11 +66,11 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model with all its numbers; `sha256` and `bytes` are those of its file and of the numbers beside it."""
+    """A model; `digest` finds the sha256 of its file and of the numbers beside it, `bytes` are those of both."""
 
     model: ModelProto
     path: Path | None
-    sha256: str
+    digest: Callable[[], str]
     bytes: int
 
 
@@ -88,19 +85,30 @@ def load(model: Model) -> ModelFile:
     proto = model if isinstance(model, ModelProto) else parsed(raw, place(model))
     if not proto.graph.node:
         raise ModelError(f"Expected an ONNX model in {place(model)}, found no nodes in it. Export the model again.")
-    digest, size = hashlib.sha256(raw), len(raw)
+    known, size = hashlib.sha256(raw), len(raw)
     del raw
-    for tensor in external_tensors(proto):
-        load_external(tensor, path)
-        digest.update(tensor.raw_data)
-        size += len(tensor.raw_data)
-    return ModelFile(densified(proto), path, digest.hexdigest(), size)
+    beside = refer_to_files(proto, path)
+
+    def digest() -> str:
+        found = known.copy()
+        for stored in beside:
+            for chunk in stored.chunks():
+                found.update(chunk)
+        return found.hexdigest()
+
+    return ModelFile(densified(proto), path, digest, size + sum(stored.length for stored in beside))
 
 
 def raw_bytes(model: Model) -> tuple[Path | None, bytes]:
     """The model's file, if it has one, and its bytes."""
     if isinstance(model, ModelProto):
-        return None, model.SerializeToString(deterministic=True)
+        try:
+            return None, model.SerializeToString(deterministic=True)
+        except EncodeError:
+            raise ModelError(
+                "Expected a ModelProto of up to 2 GB, the most that Protobuf holds, found a larger one. "
+                "Save it with external data, and pass the path."
+            ) from None
     if isinstance(model, bytes):
         return None, model
     path = Path(model)
@@ -136,29 +144,3 @@ def check_inputs(inputs: tuple[object, ...]) -> None:
         if getattr(port, "element_type", 0) == 0:
             name = getattr(port, "name", "?")
             raise ModelError(f"Expected tensors as inputs, found input {name!r} of another kind. It is not supported.")
-
-
-def external_tensors(proto: ModelProto) -> Iterator[TensorProto]:
-    """Initializers and values of Constant nodes whose numbers lie in another file."""
-    held = (tensor for node in proto.graph.node if (tensor := constant_tensor(node)) is not None)
-    for tensor in itertools.chain(proto.graph.initializer, held):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            yield tensor
-
-
-def load_external(tensor: TensorProto, path: Path | None) -> None:
-    """Bring the tensor's numbers into the model; a file outside the model's folder is refused by ONNX itself."""
-    if path is None:
-        raise ModelError(
-            f"Expected a model whole in itself, found that the numbers of {tensor.name!r} lie in another file. "
-            "Pass the model's path, so that the file can be found."
-        )
-    try:
-        load_external_data_for_tensor(tensor, str(path.parent))
-    except Exception as failure:  # a missing file, a short one, a path that leads outside: each has its own kind
-        first = str(failure).splitlines()[0]
-        raise ModelError(
-            f"Expected the numbers of {tensor.name!r} in a file beside {str(path)!r}: {first} Keep the files together."
-        ) from None
-    tensor.ClearField("data_location")
-    del tensor.external_data[:]

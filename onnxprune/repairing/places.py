@@ -6,6 +6,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from onnxprune.reading.graph import fresh_name, names_in, read_by
+from onnxprune.reading.numbers import numbers
 from onnxprune.rewriting.editing import INITIALIZERS_ARE_NO_INPUTS, like
 
 
@@ -38,7 +39,7 @@ class Place:
     def array(self) -> np.ndarray:
         """The numbers."""
         assert self._tensor is not None
-        return np.array(numpy_helper.to_array(self._tensor))
+        return numbers(self._tensor)
 
     def put(self, array: np.ndarray) -> None:
         """Other numbers of the same shape and type; where others read the constant too, in a copy that is read here."""

@@ -12,10 +12,11 @@ from onnxprune.choosing.plan import Plan
 from onnxprune.coupling.couple import Couplings
 from onnxprune.errors import UsageError
 from onnxprune.probing.calibration import Calibration, Data, gather
+from onnxprune.probing.loss_graph import losses_from
 from onnxprune.probing.losses import Loss, LossName, UserLoss, outputs_of, prepare_loss
-from onnxprune.probing.probe import loss_of
 from onnxprune.probing.sensitivities import Sensitivities
 from onnxprune.reading.graph import held_constants
+from onnxprune.reading.numbers import fits_whole
 from onnxprune.reporting.report import Figures
 from onnxprune.verifying.measure import accuracy
 
@@ -69,6 +70,8 @@ def notes_on(session: Session, plan: Plan, scores: Sensitivities | None, *, thin
             f"The labels ({labels.dtype} {list(labels.shape)}) are not used: "
             "they are not integers, one class number per sample, that fit an output."
         )
+    if not fits_whole(session.couplings.graph.model):
+        yield "The model is too large to be held at once: it is run part by part, and its latency is not measured."
     inexact = plan.inexact_groups(session.couplings)
     if inexact:
         named = ", ".join(f"{group.name!r} ({group.inexact.text})" for group in inexact if group.inexact)
@@ -85,7 +88,7 @@ def figures(
     *,
     plan: Plan | None = None,
 ) -> Figures:
-    """The model in numbers; its MACs are read off the polynomial."""
+    """The model in numbers, its loss that of its outputs; its MACs are read off the polynomial."""
     couplings, judge = session.couplings, session.judged_by
     kept = plan.kept(couplings) if plan else {}
     widths = {dim: len(stay) for dim, stay in kept.items()}
@@ -93,11 +96,11 @@ def figures(
         macs=couplings.costs.macs.at(widths),
         params=parameter_count(model),
         bytes=size,
-        loss=loss_of(couplings, session.calibration, judge, model=model, threads=session.threads) if judge else None,
+        loss=float(losses_from(judge, outputs, session.calibration).mean()) if judge else None,
         accuracy=accuracy(outputs, judge, session.calibration.labels) if judge else None,
     )
 
 
 def parameter_count(model: ModelProto) -> int:
     """Learned numbers in initializers and Constant nodes, plain or quantised."""
-    return sum(constant.size for constant in held_constants(model.graph, "") if constant.is_weight)
+    return sum(constant.size for constant in held_constants(model.graph) if constant.is_weight)

@@ -62,7 +62,7 @@ class QuantizedFigures:
     """The model in eight bits, its latency beside the original's, and the distance of its outputs as in `Report`."""
 
     figures: Figures
-    latency: Latency
+    latency: Latency | None
     distance: float
 
 
@@ -76,7 +76,7 @@ class Report:
     stage. `distance` is the relative distance of the outputs from the original's. `loss_name` names the loss in the
     figures. `pruned` are the figures once channels are gone; `weights` and `quantized` those of the steps after that,
     if there are any. `judgement` is what the model does on samples that pruning did not use, `bytes`
-    the size of the model as shipped.
+    the size of the model as shipped. `latency` is None for a model that is run part by part.
     """
 
     format: Literal["onnxprune-report"]
@@ -85,7 +85,7 @@ class Report:
     loss_name: str
     original: Figures
     pruned: Figures
-    latency: Latency
+    latency: Latency | None
     distance: float
     groups: tuple[GroupReport, ...]
     skipped: Mapping[str, str]
@@ -114,7 +114,7 @@ class Comparison:
     loss_name: str
     original: Figures
     pruned: Figures
-    latency: Latency
+    latency: Latency | None
     distance: float
     samples: int
 

@@ -35,13 +35,14 @@ class Point:
 def point_of(bound: str, report: Report) -> Point:
     """The model of this bound as a point."""
     metric, original, figure = figure_of(report)
+    timed = (report.quantized or report).latency
     return Point(
         bound=bound,
         macs=report.pruned.macs / max(report.original.macs, 1),
         params=report.pruned.params / max(report.original.params, 1),
         bytes=report.bytes,
-        latency_ms=(report.quantized or report).latency.milliseconds[-1],
-        latency_ratio=(report.quantized or report).latency.ratio,
+        latency_ms=timed.milliseconds[-1] if timed else float("nan"),
+        latency_ratio=timed.ratio if timed else float("nan"),
         metric=metric,
         figure=figure,
         original=original,

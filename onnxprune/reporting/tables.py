@@ -30,6 +30,7 @@ def summary_table(report: Report) -> Table:
     if report.quantized is not None:
         add_step(table, "int8", report.quantized.figures, report)
         timed = report.quantized.latency
+        assert timed is not None  # what is quantised is run whole
         table.add_row("  latency", "", f"{timed.milliseconds[-1]:.3f} ms", f"x{timed.ratio:.2f}")
     return table
 
@@ -69,7 +70,7 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
-def figures_table(original: Figures, pruned: Figures, timed: Latency, loss_name: str) -> Table:
+def figures_table(original: Figures, pruned: Figures, timed: Latency | None, loss_name: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading, justify in (("", "left"), ("original", "right"), ("pruned", "right"), ("change", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # a literal of the two
@@ -84,6 +85,8 @@ def figures_table(original: Figures, pruned: Figures, timed: Latency, loss_name:
         ("bytes", original.bytes, pruned.bytes),
     ):
         table.add_row(name, f"{before:,.0f}", f"{after:,.0f}", share(after, before))
+    if timed is None:
+        return table
     first, second = timed.milliseconds
     spread = f"x{timed.ratio:.2f} ({timed.low:.2f}-{timed.high:.2f})"
     table.add_row(f"latency, batch {timed.batch}", f"{first:.3f} ms", f"{second:.3f} ms", spread)

@@ -9,8 +9,9 @@ import numpy as np
 from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from onnxprune.reading.graph import Graph, constant_tensor, fresh_name
+from onnxprune.reading.graph import Constant, Graph, constant_tensor, fresh_name
 from onnxprune.reading.names import restore_names
+from onnxprune.reading.numbers import Made, referring, source_of, without_numbers
 
 INITIALIZERS_ARE_NO_INPUTS = 4
 """The IR version from which an initializer need not be listed among the graph's inputs."""
@@ -73,6 +74,11 @@ class Draft:
     def change(self, name: str, array: np.ndarray) -> None:
         """Give the constant other numbers under its own name."""
         self._changed[name] = like(self._graph.constants[name].tensor, array, name)
+
+    def derive(self, name: str, source: Constant, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
+        """A constant made of `source`, or that itself changed; made when asked for if its numbers are elsewhere."""
+        place = self._changed if name in self._graph.constants else self._added
+        place[name] = made_of(source.tensor, shape, make, name)
 
     def add(self, name: str, array: np.ndarray, source: TensorProto | None = None) -> None:
         """A new constant, of the kind of `source` if that is given."""
@@ -179,6 +185,18 @@ def put_attribute(node: NodeProto, name: str, value: object, *, drop: frozenset[
     kept = [attribute for attribute in node.attribute if attribute.name not in drop | {name}]
     del node.attribute[:]
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+
+def made_of(source: TensorProto, shape: Sequence[int], make: Callable[[], np.ndarray], name: str) -> TensorProto:
+    """A tensor of what `make` gives; made when asked for, if the numbers of `source` are elsewhere."""
+    origin = source_of(source)
+    if origin is None:
+        return like(source, make(), name)
+    tensor = without_numbers(source)
+    tensor.name = name
+    del tensor.dims[:]
+    tensor.dims.extend(shape)
+    return referring(tensor, Made(origin.place, make))
 
 
 def like(source: TensorProto, array: np.ndarray, name: str) -> TensorProto:

@@ -8,21 +8,42 @@ import numpy as np
 
 from onnxprune.coupling.constants import Kept, Variant, variants
 from onnxprune.coupling.couple import Couplings
-from onnxprune.reading.graph import Graph
+from onnxprune.reading.graph import Constant, Graph, Shape
 from onnxprune.rewriting.editing import Draft
 
 
-def install(draft: Draft, couplings: Couplings, kept: Kept, form: Callable[[np.ndarray, Variant], np.ndarray]) -> None:
+def install(
+    draft: Draft,
+    couplings: Couplings,
+    kept: Kept,
+    form: Callable[[np.ndarray, Variant], np.ndarray],
+    shape: Callable[[Shape, Variant], Shape],
+) -> None:
     """Give each constant that loses positions the numbers that `form` makes, split where its uses differ."""
     for variant in variants(couplings, kept):
         constant = couplings.graph.constants[variant.constant]
-        if variant.name == variant.constant:
-            if variant.is_other:
-                draft.change(variant.name, form(constant.array(), variant))
+        if variant.name == variant.constant and not variant.is_other:
             continue
-        draft.add(variant.name, form(constant.array(), variant), constant.tensor)
+        draft.derive(variant.name, constant, shape(constant.shape, variant), made_later(constant, variant, form))
         for position, index in variant.uses:
             draft.read_instead(position, index, variant.name)
+
+
+def made_later(
+    constant: Constant, variant: Variant, form: Callable[[np.ndarray, Variant], np.ndarray]
+) -> Callable[[], np.ndarray]:
+    """The constant's numbers in that form, when asked for."""
+    return lambda: form(constant.array(), variant)
+
+
+def same_shape(shape: Shape, variant: Variant) -> Shape:
+    """As it was."""
+    return shape
+
+
+def smaller_shape(shape: Shape, variant: Variant) -> Shape:
+    """What is left of each axis."""
+    return tuple(len(variant.kept[axis]) if axis in variant.kept else size for axis, size in enumerate(shape))
 
 
 def sliced(array: np.ndarray, variant: Variant) -> np.ndarray:

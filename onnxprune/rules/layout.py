@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from onnx import numpy_helper
 
+from onnxprune.reading.numbers import numbers
 from onnxprune.rules.axes import Axis, product_of, sum_of
 from onnxprune.rules.facts import AllOf, Copied, Equal, Fact, Frozen, HoldersOf, Lookup, Measured, Stores, Zero
 from onnxprune.rules.operation import NotUnderstood, Op
@@ -229,7 +229,7 @@ def constant_of_shape(op: Op) -> Iterator[Fact]:
     op.numbers("shape", 0)
     yield from stored_sizes(0, y.axes)
     held = op.attribute("value")
-    if held is None or not np.any(numpy_helper.to_array(held)):
+    if held is None or not np.any(numbers(held)):
         yield Zero(y, AllOf(()))
 
 

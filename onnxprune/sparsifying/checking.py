@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
+from onnxprune.reading.numbers import numbers
 from onnxprune.repairing.places import tensor_named
 from onnxprune.sparsifying.blocks import excess
 from onnxprune.sparsifying.sparsify import SparseLayer
@@ -37,7 +37,7 @@ def problems_of(model: ModelProto, layer: SparseLayer) -> Iterator[str]:
     if tensor is None:
         yield f"{layer.weight!r} is missing"
         return
-    weight = np.array(numpy_helper.to_array(tensor))
+    weight = numbers(tensor)
     found = int((weight == 0).sum())
     if found < layer.zeros:
         yield f"{layer.weight!r} has {found:,} zeros, {layer.zeros:,} were promised"

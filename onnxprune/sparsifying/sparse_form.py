@@ -9,6 +9,7 @@ from onnx import ModelProto, SparseTensorProto, TensorProto, numpy_helper
 
 from onnxprune.errors import ModelError
 from onnxprune.reading.graph import FLOAT_TYPES
+from onnxprune.reading.numbers import byte_size, numbers
 from onnxprune.reading.observing import session_for
 from onnxprune.rewriting.editing import copy_fields
 
@@ -32,7 +33,7 @@ def smaller_as_sparse(model: ModelProto) -> Iterator[str]:
     for tensor in model.graph.initializer:
         if tensor.data_type not in FLOAT_TYPES or not tensor.dims or tensor.name in fed:
             continue
-        if sparse_form(tensor).ByteSize() < tensor.ByteSize():
+        if sparse_form(tensor).ByteSize() < byte_size(tensor):
             yield tensor.name
 
 
@@ -67,9 +68,9 @@ def with_sparse(model: ModelProto, names: Sequence[str]) -> ModelProto:
 
 def sparse_form(tensor: TensorProto) -> SparseTensorProto:
     """The numbers other than zero, and where they stand in the flattened tensor."""
-    numbers = np.array(numpy_helper.to_array(tensor)).ravel()
-    places = np.flatnonzero(numbers).astype(np.int64)
-    values = numpy_helper.from_array(numbers[places], tensor.name)
+    flat = numbers(tensor).ravel()
+    places = np.flatnonzero(flat).astype(np.int64)
+    values = numpy_helper.from_array(flat[places], tensor.name)
     values.data_type = tensor.data_type
     copy_fields(tensor, values, skip=set(TensorProto.DESCRIPTOR.fields_by_name) - {"doc_string", "metadata_props"})
     return SparseTensorProto(values=values, indices=numpy_helper.from_array(places), dims=tensor.dims)

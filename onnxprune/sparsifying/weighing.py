@@ -13,6 +13,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxprune.reading.graph import constants_of
+from onnxprune.reading.numbers import stored_bytes
 from onnxprune.reading.sparse import dense_form
 from onnxprune.sparsifying.sparse_form import as_sparse
 
@@ -48,12 +49,12 @@ class WeightsReport:
 def weights_report(model: ModelProto) -> WeightsReport:
     """Zeros and bytes of a model, whose weights are dense or sparse."""
     weights = tuple(WeightZeros(name, numbers.size, int((numbers == 0).sum())) for name, numbers in numbers_of(model))
-    return WeightsReport(weights, dense_bytes(model), as_sparse(model).ByteSize())
+    return WeightsReport(weights, dense_bytes(model), stored_bytes(as_sparse(model)))
 
 
 def numbers_of(model: ModelProto) -> Iterator[tuple[str, np.ndarray]]:
     """Every float constant of two axes or more, by name."""
-    for name, constant in constants_of(model.graph, "").items():
+    for name, constant in constants_of(model.graph).items():
         if constant.is_float and len(constant.shape) > 1:
             yield name, constant.array()
     for sparse in model.graph.sparse_initializer:
@@ -63,4 +64,4 @@ def numbers_of(model: ModelProto) -> Iterator[tuple[str, np.ndarray]]:
 def dense_bytes(model: ModelProto) -> int:
     """Bytes of the file with every weight dense."""
     gained = sum(dense_form(sparse).nbytes - sparse.ByteSize() for sparse in model.graph.sparse_initializer)
-    return model.ByteSize() + gained
+    return stored_bytes(model) + gained

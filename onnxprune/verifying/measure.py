@@ -12,6 +12,7 @@ from onnx import ModelProto
 from onnxprune.probing.calibration import Calibration
 from onnxprune.probing.losses import Loss, class_axis
 from onnxprune.reading.observing import session_for
+from onnxprune.reading.parts import PartedSession
 
 MEASURING_SECONDS = 1.5
 MOST_ROUNDS = 200
@@ -32,13 +33,17 @@ class Latency:
     rounds: int
 
 
-def latency(models: Sequence[ModelProto], calibration: Calibration, *, threads: int = 0) -> Latency:
+def latency(models: Sequence[ModelProto], calibration: Calibration, *, threads: int = 0) -> Latency | None:
     """
     Time two models in turn, A B A B ..., all optimizations on, one sample a run (or the model's fixed batch).
+
+    None where a model is run part by part: that time would be the disk's.
 
     Medians over up to 200 rounds or about 1.5 s, after a warm-up.
     """
     sessions = [session_for(model, threads=threads) for model in models]
+    if any(isinstance(session, PartedSession) for session in sessions):
+        return None
     samples = calibration.filled(np.arange(1))
     feeds = calibration.at(samples)
     for session in sessions:

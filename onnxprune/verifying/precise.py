@@ -16,6 +16,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops import load_op
 
+from onnxprune.reading.numbers import numbers, whole
+
 TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
 """Attributes that name an element type."""
 
@@ -52,11 +54,11 @@ def outputs_in_float64(model: ModelProto, feeds: Mapping[str, np.ndarray]) -> di
 def in_float64(model: ModelProto) -> ModelProto:
     """The same graph with float64 wherever it has float32."""
     copy = ModelProto()
-    copy.CopyFrom(model)
+    copy.CopyFrom(whole(model))
     for graph in graphs(copy.graph):
         for tensor in tensors(graph):
             if tensor.data_type == TensorProto.FLOAT:
-                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+                tensor.CopyFrom(numpy_helper.from_array(numbers(tensor).astype(np.float64), tensor.name))
         for info in (*graph.input, *graph.output):
             if info.type.tensor_type.elem_type == TensorProto.FLOAT:
                 info.type.tensor_type.elem_type = TensorProto.DOUBLE

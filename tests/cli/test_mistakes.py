@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -204,12 +204,11 @@ def test_an_unwritable_folder_is_refused(refused: Refused, monkeypatch: pytest.M
 def test_a_disk_that_fills_up_leaves_nothing_behind(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     """The temporary file goes as well."""
 
-    def full(path: Path, content: bytes) -> None:
-        with path.open("wb") as file:
-            file.write(content[:100])
+    def full(content: bytes, file: BinaryIO) -> None:
+        file.write(content[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("onnxprune.files.put", full)
     message = refused("model.onnx out.onnx --criterion magnitude --quiet", code=1)
     assert message == "Cannot write 'out.onnx': No space left on device. Choose another place."
 
@@ -217,7 +216,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(refused: Refused, monkeypatc
 def test_a_model_that_fails_its_own_check_is_not_written(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written, and the failing check is told."""
     whole = onnx.load("model.onnx")
-    monkeypatch.setattr("onnxprune.pruner.rewrite", lambda couplings, plan: whole)
+    monkeypatch.setattr("onnxprune.pruner.rewrite_kept", lambda couplings, kept: whole)
     message = refused("model.onnx out.onnx --data data.npz --plan plan.json --macs 50% --quiet", code=1)
     assert message.startswith("The pruned model failed its own check, so nothing was written:\n  - equals the zeroed")
     assert "Leave out the groups at fault with --skip" in message

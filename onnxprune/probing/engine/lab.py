@@ -24,6 +24,7 @@ from onnx import ModelProto, StringStringEntryProto, TensorProto
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.reading.graph import Constant
+from onnxprune.reading.numbers import holding
 
 FOLDER = f"onnxprune-{platform.node()}-"
 """
@@ -94,7 +95,7 @@ class Lab:
         if constant.name not in self._stored:
             raw = raw_bytes(constant)
             if raw is None or len(raw) < STORED_BYTES:
-                tensor.CopyFrom(constant.tensor)
+                tensor.CopyFrom(holding(constant.tensor))
                 tensor.name = constant.name
                 return tensor
             self._stored[constant.name] = self._written(raw)
