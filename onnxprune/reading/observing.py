@@ -119,7 +119,6 @@ def session_options(*, optimized: bool, threads: int, keep_memory: bool) -> ort.
     options.add_session_config_entry(*IN_FLOATS)
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry(*IN_FLOATS)
     return options
 
 
