@@ -33,6 +33,7 @@ keeps_all(
 keeps_all("BifurcationDetector", "NGramRepeatBlock", domain=MS, because="compares words by number")
 keeps_all("Tokenizer", "MurmurHash3", domain=MS, because="works on texts")
 keeps_all("Range", domain=MS, because="makes numbers that tell positions apart")
+keeps_all("BiasDropout", domain=MS, because="draws its random numbers position by position")
 keeps_all("Irfft", "Rfft", domain=MS, because="runs over waves")
 
 SILENT = frozenset({"Elu", "Gelu", "LeakyRelu", "Mish", "Relu", "Selu", "Softsign", "Swish", "SiLU", "Tanh", "silu"})

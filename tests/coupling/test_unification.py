@@ -113,6 +113,40 @@ def test_every_equation_holds_position_by_position(equations: list[tuple[Text, T
         assert world.kept(left, selection) == world.kept(right, selection)
 
 
+@st.composite
+def lookups(draw: st.DrawFn) -> tuple[Text, Text, tuple[int, ...]]:
+    """A whole, a part, and which positions of the whole the part consists of: evenly spaced, in runs, or any."""
+    size = draw(st.sampled_from(SIZES))
+    step = draw(st.integers(1, 3))
+    start = draw(st.integers(0, size - 1))
+    run = st.tuples(st.integers(0, size - 1), st.integers(1, 6)).map(lambda r: list(range(r[0], min(sum(r), size))))
+    positions = draw(
+        st.one_of(
+            st.just(list(range(start, size, step))),
+            st.lists(run, min_size=1, max_size=3).map(lambda runs: [position for run in runs for position in run]),
+            st.lists(st.integers(0, size - 1), min_size=1, max_size=LARGEST),
+        )
+    )
+    return draw(texts(size)), draw(texts(len(positions))), tuple(positions)
+
+
+@given(systems(), lookups(), systems(most=2), st.integers(0, 1000))
+@settings(max_examples=400)
+def test_what_is_looked_up_goes_with_what_it_is_found_in(
+    before: list[tuple[Text, Text]],
+    lookup: tuple[Text, Text, tuple[int, ...]],
+    after: list[tuple[Text, Text]],
+    seed: int,
+) -> None:
+    """Each position of the part stays as long as the one of the whole does that it is, whatever else is known."""
+    whole, part, positions = lookup
+    world = World().tell(before)
+    world.solver.look_up(world.axis(whole), world.axis(part), positions, "test")
+    selection = world.tell(after).random_selection(seed)
+    stays = set(world.kept(whole, selection))
+    assert world.kept(part, selection) == [k for k, position in enumerate(positions) if position in stays]
+
+
 @given(systems(products=False, most=5))
 @settings(max_examples=200)
 def test_sums_are_coupled_exactly(equations: list[tuple[Text, Text]]) -> None:

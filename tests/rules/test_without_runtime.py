@@ -23,7 +23,6 @@ SAID = [
     ("BiasSplitGelu(2 4 16, 16) -> 2 4 8", "a b 2*c, 2*c -> a b c"),
     ("BiasSoftmax<axis=2>(2 4 8, 1 4 8) -> 2 4 8", "a b 8, c b 8 -> a b 8"),
     ("BiasSoftmax<axis=1>(2 4 8, 4 8) -> 2 4 8", "2 4 8, 4 8 -> 2 4 8"),
-    ("BiasDropout(2 8, 8) -> 2 8, 2 8", "2 8, 8 -> 2 8, 2 8"),
     ("GemmFastGelu(2 4 6, 6 8, 8) -> 2 4 8", "a b c, c d, d -> a b d"),
     ("FusedMatMulActivation<transB=1>(4 6, 8 6) -> 4 8", "a b, c b -> a c"),
     ("NhwcConv(2 5 5 6, 8 6 3 3, 8) -> 2 5 5 8", "a 5 5 b, c b 3 3, c -> a 5 5 c"),
