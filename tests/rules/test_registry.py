@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from onnx import helper
 
 from onnxprune.reading.graph import Node
 from onnxprune.rules.axes import Dim
@@ -99,24 +98,6 @@ def test_a_sequence_of_tensors_freezes_what_it_holds() -> None:
     """)
     couplings = assert_removal_equals_zeroing(model, groups={"before": 6, "d": 4})
     assert "SequenceConstruct works on more than tensors" in reasons(couplings)
-
-
-def test_a_function_of_the_models_own_freezes_what_it_touches() -> None:
-    """A local function is an operator without a rule."""
-    model = build("""
-        before = Conv(x[1,3,4,4], w0[6,3,1,1])
-        a = Conv(before, w1[8,6,1,1])
-        b = Relu(a)
-        d = Conv(b, w2[4,8,1,1])
-        y = Conv(d, w3[2,4,1,1])
-    """)
-    model.graph.node[2].op_type, model.graph.node[2].domain = "Gate", "org.here"
-    model.opset_import.append(helper.make_opsetid("org.here", 1))
-    body = [helper.make_node("Sigmoid", ["p"], ["s"]), helper.make_node("Mul", ["p", "s"], ["q"])]
-    opsets = [helper.make_opsetid("", 18)]
-    model.functions.append(helper.make_function("org.here", "Gate", ["p"], ["q"], body, opsets))
-    couplings = assert_removal_equals_zeroing(model, groups={"before": 6, "d": 4})
-    assert "no rule for operator org.here.Gate" in reasons(couplings)
 
 
 def test_both_spellings_of_the_standard_domain_are_one() -> None:
