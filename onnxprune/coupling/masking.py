@@ -47,7 +47,8 @@ class Writer:
     """Writes one node after the other, those that sum or average over some of these Dims in masked form."""
 
     def __init__(self, graph: Graph, typing: Typing, leaks: Iterable[Leak], dims: Set[Dim]) -> None:
-        self._graph, self._typing, self._leaks, self._dims = graph, typing, tuple(leaks), dims
+        self._graph, self._typing, self._dims = graph, typing, dims
+        self._leaks = [leak for leak in leaks if not dims.isdisjoint(leak.dims)]  # not those along a dynamic axis
         self._nodes: list[NodeProto] = []
         self._taken = set(graph.names)
 

@@ -108,6 +108,12 @@ def test_what_a_loop_carries(runs: int) -> None:
     assert_removal_equals_zeroing(model, groups=[8])
 
 
+def test_norms_inside_branches_are_masked_there() -> None:
+    """A norm, and a mean written out, count the channels that are left; a sum over the batch has no mask."""
+    mean = "m = ReduceMean(t, axes{1})\n q = Sub(t, m)"
+    assert_inexact(build(branching("p = LayerNormalization(t, scale[8])", mean)), {"a": 8})
+
+
 def test_what_a_loop_fills_with_numbers_is_not_zero() -> None:
     """What is zero before the first run need not be before the second."""
     square = "t = Transpose<perm=[1,0]>(h)\n y = MatMul(h, t)"
