@@ -14,7 +14,7 @@ from onnxprune.choosing.plan import Plan, plan_of
 from onnxprune.choosing.targets import Bound, Targets
 from onnxprune.clock import Clock
 from onnxprune.coupling.couple import Couplings, couple
-from onnxprune.errors import DataError, TargetError
+from onnxprune.errors import DataError, TargetError, UsageError
 from onnxprune.files import check_target
 from onnxprune.finishing import Further, Made, finished, made, shared_budget
 from onnxprune.judging.judgement import Judge, Judgement, judge_held_out, judge_on
@@ -180,6 +180,7 @@ def begin(model: Model, data: Data | None, options: Options, progress: Progress 
         couplings, arrays = read_with(model, data)
         if targets.any or weights is None:
             groups_to_prune(couplings, options.limits)
+        refuse_quantized(options, couplings)
         scores = scores_given(options, couplings)
         samples = gather(couplings.graph, arrays, labels=options.labels, seed=options.seed)
     check_parts(couplings, options, has_data=data is not None)
@@ -217,6 +218,21 @@ def check_parts(couplings: Couplings, options: Options, *, has_data: bool) -> No
     ):
         if is_asked:
             refuse_parts(model, what)
+
+
+def refuse_quantized(options: Options, couplings: Couplings) -> None:
+    """
+    Refuse to quantise what is quantised already.
+
+    Raises:
+        UsageError: see above.
+    """
+    quantized = {couplings.graph.nodes[position].inputs[index] for position, index in couplings.zeroing.codings}
+    if options.quantize is not None and quantized:
+        raise UsageError(
+            f"Expected a float model to quantise, found {len(quantized)} quantised weights in it, "
+            f"{min(quantized)!r} among them. Leave out --quantize, or pass the float model that it was made from."
+        )
 
 
 def judge_for(

@@ -169,5 +169,8 @@ def flips(answers: Loss) -> Callable[..., np.ndarray]:
 def ranked(
     evidence: Evidence, scores: Mapping[str, np.ndarray], name: Criterion, *, loss: str = "", samples: int
 ) -> Ranking:
-    """These scores as a ranking by that criterion."""
-    return Ranking(sensitivities_of(evidence.couplings, scores, criterion=name, loss=loss, samples=samples))
+    """These scores as a ranking by that criterion; where all are infinite, they say nothing, and a note says so."""
+    told_apart = any(np.isfinite(values).any() for values in scores.values())
+    note = f"Criterion {name} tells no channels apart: no layer that reads any sums in floats. Take sensitivity."
+    found = sensitivities_of(evidence.couplings, scores, criterion=name, loss=loss, samples=samples)
+    return Ranking(found, () if told_apart else (note,))

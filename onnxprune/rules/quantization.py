@@ -197,7 +197,8 @@ def matmul_integer_to_float(op: Op) -> Iterator[Fact]:
 def dynamic_quantize_matmul(op: Op) -> Iterator[Fact]:
     """As MatMul of floats, which are quantised by the range of them all, with a quantised matrix, plus a bias."""
     a, b = op.input(0), op.input(1)
-    yield from plus_bias(as_floats(op, matmul, a, b), op.optional(4))
+    product = (fact for fact in as_floats(op, matmul, a, b) if not isinstance(fact, Contracted))
+    yield from plus_bias(product, op.optional(4))
     yield from ranged(a)
     yield from coded(b, op.input(2), op.optional(3), -1)
 

@@ -118,7 +118,7 @@ def sparsify(
     layers = layers_of(couplings)
     if not layers:
         raise UsageError(
-            "Expected a layer whose weights could become zero (a matrix product, a convolution), found none. "
+            "Expected a layer whose weights could become zero (a matrix product, a convolution), found none in floats. "
             "Prune channels instead: leave out --weights."
         )
     operation = Operation(wanted, criterion, calibration, refit and not calibration.synthetic, threads)

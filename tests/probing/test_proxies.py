@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import pytest
 from onnx import numpy_helper
 
 from onnxprune.coupling.couple import couple
@@ -36,6 +40,22 @@ def test_magnitude_of_a_convolution_leaves_the_variance_out() -> None:
     arrays = {name: constant.array() for name, constant in couplings.graph.constants.items()}
     along = (arrays["w1"], arrays["scale"], arrays["bias"], arrays["mean"], np.moveaxis(arrays["w2"], 1, 0))
     expected = np.sqrt(sum(np.square(array).reshape(8, -1).sum(1) for array in along))
+    np.testing.assert_allclose(magnitudes(couplings, couplings.groups).of("a"), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("node", "stands_for"),
+    [
+        ("w = DequantizeLinear<axis=1>(uint8 w1[4,8], v[8], uint8 z[8])", lambda w, v, z: (w - z) * v),
+        ("w = DequantizeLinear(uint8 w1[4,8], v[], uint8 z[])", lambda w, v, z: (w - z) * v),
+        ("u = Transpose(uint8 w1[8,4])\n w = DequantizeLinear(u, v[], uint8 z[])", lambda w, v, z: (w.T - z) * v),
+    ],
+)
+def test_magnitude_of_a_quantised_weight_is_of_what_it_stands_for(node: str, stands_for: Callable[..., Any]) -> None:
+    """Scale times the distance from the zero point, whatever the numbers in the file."""
+    couplings = couple(read(build(f"{node}\n a = MatMul(x[N,4], w)\n b = Relu(a)\n y = ReduceSum(b, over{{1}})")))
+    arrays = (couplings.graph.constants[name].array().astype(np.float64) for name in ("w1", "v", "z"))
+    expected = np.linalg.norm(stands_for(*arrays), axis=0)
     np.testing.assert_allclose(magnitudes(couplings, couplings.groups).of("a"), expected, rtol=1e-6)
 
 
