@@ -124,6 +124,25 @@ class Script:
         call = f"Slice({x.name}, {self.numbers(start)}, {self.numbers(end)}, {self.numbers(self.axis(x))})"
         self.keep(call, left, x.side)
 
+    def looked_up(self) -> None:
+        """Any channels in any order, each as often as it likes."""
+        x = self.pick()
+        positions = self.draw(st.lists(st.integers(-x.channels, x.channels - 1), min_size=1, max_size=8))
+        self.keep(f"Gather<axis={self.axis(x)}>({x.name}, {self.numbers(*positions)})", len(positions), x.side)
+
+    def stepped(self) -> None:
+        x, step = self.pick(), self.choose(2, 3, -1, -2)
+        start, end = (self.choose(0, 1), 2**63 - 1) if step > 0 else (self.choose(-1, -2), -(2**63) + 1)
+        left = len(range(x.channels)[start:end:step])
+        if left:
+            bounds = ", ".join(self.numbers(number) for number in (start, end, self.axis(x), step))
+            self.keep(f"Slice({x.name}, {bounds})", left, x.side)
+
+    def running(self) -> None:
+        x = self.pick()
+        axis = self.constant("axis", f"[]{{{self.axis(x)}}}")
+        self.keep(f"CumSum<exclusive={self.choose(0, 1)}>({x.name}, {axis})", x.channels, x.side)
+
     def pad(self) -> None:
         x, before = self.pick(), self.choose(0, 2)
         pads = (0, before, 0, 0, 0, 2, 0, 0) if x.side else (0, 0, before, 0, 0, 2)
@@ -254,6 +273,17 @@ class Script:
         back = self.say(f"Transpose<perm=[0,2,1,3]>({self.say(f'MatMul({shares}, {v})')})")
         self.keep(f"Reshape({back}, {self.shape(back, 7, total)})", total, 0)
 
+    def attention_in_one_node(self) -> None:
+        x, heads, width = self.pick(), self.choose(1, 2, 3), self.choose(2, 4)
+        total = heads * width
+        if self.maybe():
+            weights = f"{self.weight(x.channels, 3 * total)}, {self.weight(3 * total)}"
+            self.keep(f"com.microsoft.Attention<num_heads={heads}>({x.name}, {weights})", total, 0)
+            return
+        q, k, v = (self.say(f"MatMul({x.name}, {self.weight(x.channels, total)})") for _ in range(3))
+        bias = ", " + self.weight(3 * total) if self.maybe() else ""
+        self.keep(f"com.microsoft.MultiHeadAttention<num_heads={heads}>({q}, {k}, {v}{bias})", total, 0)
+
     def swapped_halves(self) -> None:
         x = self.pick()
         if x.channels % 2 == 0:
@@ -310,14 +340,17 @@ class Script:
             self.lines.append(f"{output} = Gemm<transB=1>({flat}, {self.weight(3, size)}, {self.weight(3)})")
 
 
-COMMON = ("activation", "combine", "combine", "choice", "concat", "split", "cut", "pad", "repeat", "total")
+COMMON = (
+    *("activation", "combine", "combine", "choice", "concat", "split", "cut", "pad", "repeat", "total"),
+    *("looked_up", "stepped", "running"),
+)
 IMAGES = (
     *("conv", "conv", "conv", "norm", "gate", "pool", "upsample", "shuffle", "group_norm"),
     *("dense_in_space", "attention_over_space", "rearranged"),
 )
 SEQUENCES = (
     *("dense", "dense", "layer_norm", "attention", "attention", "swapped_halves", "recurrent"),
-    *("attention_over_channels", "repeated_heads"),
+    *("attention_over_channels", "attention_in_one_node", "repeated_heads"),
 )
 
 
