@@ -227,11 +227,10 @@ def refuse_quantized(options: Options, couplings: Couplings) -> None:
     Raises:
         UsageError: see above.
     """
-    quantized = {couplings.graph.nodes[position].inputs[index] for position, index in couplings.zeroing.codings}
-    if options.quantize is not None and quantized:
+    if options.quantize is not None and couplings.quantized:
         raise UsageError(
-            f"Expected a float model to quantise, found {len(quantized)} quantised weights in it, "
-            f"{min(quantized)!r} among them. Leave out --quantize, or pass the float model that it was made from."
+            f"Expected a float model to quantise, found {len(couplings.quantized)} quantised weights in it, "
+            f"{couplings.quantized[0]!r} among them. Leave out --quantize, or pass the float model it was made from."
         )
 
 

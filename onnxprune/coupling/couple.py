@@ -115,6 +115,12 @@ class Couplings:
         """Can the removal of the group's channels be held against something: the zeroed model, or its masked form?"""
         return group.exact or self.masked.group(group.name).exact
 
+    @cached_property
+    def quantized(self) -> tuple[str, ...]:
+        """The constants whose numbers stand for others."""
+        nodes = self.graph.nodes
+        return tuple(dict.fromkeys(nodes[position].inputs[index] for position, index in self.zeroing.codings))
+
     def group(self, name: str) -> Group:
         """The group of that name."""
         return next(group for group in self.groups if group.name == name)

@@ -72,6 +72,12 @@ def notes_on(session: Session, plan: Plan, scores: Sensitivities | None, *, thin
         )
     if not fits_whole(session.couplings.graph.model):
         yield "The model is too large to be held at once: it is run part by part, and its latency is not measured."
+    quantized = session.couplings.quantized
+    if quantized and plan.removed and not session.calibration.synthetic:
+        yield (
+            f"{len(quantized)} quantised weights, {quantized[0]!r} among them, are sliced and keep their numbers: only "
+            "float layers are refitted. Pruning the float model and then quantising it (--quantize int8) loses less."
+        )
     inexact = plan.inexact_groups(session.couplings)
     if inexact:
         named = ", ".join(f"{group.name!r} ({group.inexact.text})" for group in inexact if group.inexact)

@@ -33,6 +33,7 @@ from onnxprune.rules.facts import (
 )
 from onnxprune.rules.layout import concat
 from onnxprune.rules.linear import gemm, matmul
+from onnxprune.rules.microsoft_attention import attention_of_runtime
 from onnxprune.rules.normalization import softmax
 from onnxprune.rules.operation import NotUnderstood, Op, Tensor
 from onnxprune.rules.recurrent import recurrent, silent
@@ -299,6 +300,21 @@ def quantized_where(op: Op) -> Iterator[Fact]:
     yield from coded(one, op.input(2), op.optional(3))
     yield from coded(other, op.input(5), op.optional(6))
     yield from coded(op.output(), op.input(7), op.optional(8))
+
+
+@rule("QAttention", domain=MICROSOFT)
+def quantized_attention(op: Op) -> Iterator[Fact]:
+    """As com.microsoft.Attention of quantised tensors, into floats; queries, keys and values are equally wide."""
+    x, w = op.input(0), op.input(1)
+    widths = []
+    for fact in as_floats(op, attention_of_runtime, x, w, op.optional(2), op.optional(5), op.optional(8)):
+        if isinstance(fact, Stores) and fact.place == "qkv_hidden_sizes":
+            widths.append(fact.size)
+        else:
+            yield fact
+    yield from (Equal(widths[0], width) for width in widths[1:])
+    yield from coded(x, op.input(3), op.optional(6), -1)
+    yield from coded(w, op.input(4), op.optional(7), 1)
 
 
 @rule("DynamicQuantizeLSTM", domain=MICROSOFT)

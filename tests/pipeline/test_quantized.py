@@ -95,6 +95,7 @@ def test_probes_order_the_channels_of_a_quantised_model(way: str) -> None:
     assert before is not None
     assert after is not None
     assert after > before - 0.05
+    assert any("quantised weights" in note and "keep their numbers" in note for note in result.report.notes)
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16], ids=["float16", "bfloat16"])

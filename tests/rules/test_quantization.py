@@ -455,3 +455,17 @@ def test_matmul_with_few_bits_and_a_bias() -> None:
     """)
     couplings = assert_removal_equals_zeroing(model, groups={"b": 10})
     assert any("its last block is not full" in reason for reason in reasons(couplings))
+
+
+@pytest.mark.parametrize(
+    "columns", ["s1[]{0.01}, m[2]{5,5}, zx, uint8 z1[]{128}", "v1[24], m[2]{5,5}, zx, uint8 z1[24]"]
+)
+def test_quantised_attention(columns: str) -> None:
+    """Heads go whole, and the widths of queries, keys and values together."""
+    columns = columns.replace("m[2]", "int32 m[2]")
+    model = build(f"""
+        q = QuantizeLinear(x[2,5,6], sx[]{{0.04}}, uint8 zx[]{{131}})
+        a = com.microsoft.QAttention<num_heads=2>(q, uint8 w1[6,24], b1[24], sx, {columns})
+        y = ReduceSum<keepdims=0>(a, over{{2}})
+    """)
+    assert_removal_equals_zeroing(model, groups=[2, 4])
