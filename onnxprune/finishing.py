@@ -216,6 +216,7 @@ def finished(
         bytes=stored_bytes(made.model),
         verdict=verdict,
         notes=(
+            *couplings.graph.notes,
             *notes,
             *notes_on_functions(made),
             *notes_on(session, plan, made.pruned.scores, thinned=made.thinned is not None),

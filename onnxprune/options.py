@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Literal
 
+import numpy as np
+
 from onnxprune.choosing.choose import AllocationName
-from onnxprune.choosing.targets import Bound, Limits, Targets
+from onnxprune.choosing.targets import Amount, Bound, Limits, Targets
 from onnxprune.errors import UsageError
 from onnxprune.judging.allowance import Allowance, allowance
 from onnxprune.judging.metrics import check_metric
@@ -70,6 +73,7 @@ class Options:
     threads: int = 0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if self.criterion is not None:
             check_criterion(self.criterion)
         check_metric(self.metric)
@@ -123,6 +127,38 @@ class Options:
             compensate=compensate,
             seed=self.seed,
         )
+
+
+NUMBER, WHOLE, TEXT, FILE = (Real,), (Integral,), (str,), (str, os.PathLike)
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("macs", "params", "size"), ((*NUMBER, *TEXT, Amount), "a number or text such as '50%'")),
+    **dict.fromkeys(("threshold", "max_drop", "confidence", "weights"), ((*NUMBER, *TEXT), "a number or text")),
+    **dict.fromkeys(("ratio", "delta"), (NUMBER, "a number")),
+    **dict.fromkeys(
+        ("order", "rounds", "min_channels", "multiple_of", "jobs", "seed", "threads"), (WHOLE, "an integer")
+    ),
+    **dict.fromkeys(("compensate", "sparse", "inexact"), ((bool, np.bool_), "True or False")),
+    **dict.fromkeys(("labels", "provider"), (TEXT, "text")),
+    **dict.fromkeys(("only", "skip"), ((*TEXT, Sequence), "a glob or several")),
+    "scores": ((Sensitivities, *FILE), "scores or their file"),
+    "memory": ((*WHOLE, *TEXT), "a number of bytes or text such as '4GB'"),
+    "cache": (FILE, "a folder"),
+}
+"""What each option may be, besides None where that is its default."""
+
+
+def check_kinds(options: Options) -> None:
+    """
+    Refuse what is of another kind than an option can be.
+
+    Raises:
+        UsageError: see above.
+    """
+    defaults = {entry.name: entry.default for entry in fields(Options)}
+    for name, (kinds, words) in KINDS.items():
+        value = getattr(options, name)
+        if value is not defaults[name] and not isinstance(value, kinds):
+            raise UsageError(f"Expected {name} to be {words}, found {value!r}.")
 
 
 def globs(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -213,6 +213,8 @@ def apply(
         PlanError: the plan was made for another model.
         DataError: layers are to be refitted, and there is no data.
     """
+    if not isinstance(plan, Plan):
+        raise UsageError(f"Expected a Plan, found {plan!r}. Load one with onnxprune.choosing.plan.load_plan.")
     clock = Clock(progress)
     with clock.stage("read and couple"):
         couplings, arrays = read_with(model, data)

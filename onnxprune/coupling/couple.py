@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -13,11 +14,15 @@ from onnxprune.coupling.masking import masked_model
 from onnxprune.coupling.types import Typing, Use, facts_where, solve_types
 from onnxprune.coupling.unification import Reason
 from onnxprune.coupling.zeros import Leak, Zeroing, leaks_of, zeroing_of
+from onnxprune.errors import UsageError
 from onnxprune.reading.graph import Graph
 from onnxprune.reading.read import read
 from onnxprune.rules.axes import Axis, Dim, Product, Sum, leaves
 from onnxprune.rules.facts import Stores
 from onnxprune.rules.operation import Tensor
+
+MOST_NAMED = 20
+"""Names that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,32 @@ class Group:
 
 
 NOT_FOUND = Reason("it is not found again in the masked form of the model")
+
+
+class Named(Protocol):
+    """Anything with a name."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+
+
+Entry = TypeVar("Entry", bound=Named)
+
+
+def of_that_name(name: str, entries: Sequence[Entry], what: str) -> Entry:
+    """
+    The entry of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = next((entry for entry in entries if entry.name == name), None)
+    if found is None:
+        known = ", ".join(repr(entry.name) for entry in entries[:MOST_NAMED])
+        more = ", ..." if len(entries) > MOST_NAMED else ""
+        raise UsageError(f"Expected the name of a {what} ({known or 'there is none'}{more}), found {name!r}.")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +154,7 @@ class Couplings:
 
     def group(self, name: str) -> Group:
         """The group of that name."""
-        return next(group for group in self.groups if group.name == name)
+        return of_that_name(name, self.groups, "group")
 
     def constant_uses(self, name: str) -> tuple[tuple[Use | None, Tensor], ...]:
         """How a constant is typed: once for all (use None), or at each of its uses."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune.errors import DataError, UsageError
 from onnxprune.reading.graph import Graph, Port
-from onnxprune.reading.observing import session_for
+from onnxprune.reading.observing import BATCH, session_for
 
 SYNTHETIC_SAMPLES = 32
 
@@ -129,8 +129,9 @@ def calibration_of(
         everything = tuple(port.name for port in graph.outputs if port.name in graph.shapes)
         return Calibration(arrays, labels, synthetic, None, everything, True)
     fixed = [port.shape[0] for port in graph.inputs if port.shape and isinstance(port.shape[0], int)]
-    if graph.has_batch and all(shape[:1] == (1,) for shape in graph.input_shapes.values()):
-        fixed = [1]  # the batch is dynamic by name only: nothing larger ran when the model was read
+    batches = {shape[0] for shape in graph.input_shapes.values() if shape}
+    if graph.has_batch and len(batches) == 1 and BATCH not in batches:
+        fixed = [*batches]  # the batch is dynamic by name only: no other ran when the model was read
     return Calibration(arrays, labels, synthetic, fixed[0] if fixed else None, outputs_by_sample(graph), False)
 
 
@@ -163,7 +164,11 @@ def collected(data: Data | None) -> np.ndarray | dict[str, np.ndarray] | None:
         return from_file(data)
     if isinstance(data, Mapping):
         return {name: np.asarray(array) for name, array in data.items()}
-    return joined(iter(data.get_next, None) if isinstance(data, DataReader) else iter(data))
+    if isinstance(data, DataReader):
+        return joined(iter(data.get_next, None))
+    if not isinstance(data, Iterable):
+        raise UsageError(f"Expected data as a file, arrays or an iterable of feeds, found {data!r}.")
+    return joined(iter(data))
 
 
 def given_shapes(arrays: np.ndarray | Mapping[str, np.ndarray] | None) -> dict[str, tuple[int, ...]]:
@@ -325,7 +330,7 @@ def sample_shape(graph: Graph, port: Port, stacked: bool) -> tuple[int, ...]:
     batch = {other.shape[0] for other in graph.inputs if other.shape and isinstance(other.shape[0], str)}
     said = port.shape or ()
     return tuple(
-        1 if says in batch or (says is None and axis == 0) else size
+        1 if size == BATCH and (says in batch or (says is None and axis == 0)) else size
         for axis, (says, size) in enumerate(zip(said, shape, strict=True))
     )
 

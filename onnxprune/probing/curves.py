@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from onnxprune.coupling.couple import Couplings, Group
+from onnxprune.coupling.couple import Couplings, Group, of_that_name
 from onnxprune.errors import UsageError
 from onnxprune.probing.asking import Effort, Inquiry, Measured, Progress, inquiry_for
 from onnxprune.probing.calibration import Calibration, Data, gather
@@ -63,7 +63,7 @@ class WidthCurves:
 
     def of(self, group: str) -> WidthCurve:
         """The curve of the group of that name."""
-        return next(curve for curve in self.groups if curve.name == group)
+        return of_that_name(group, self.groups, "group with a curve")
 
     def to_json(self) -> str:
         """The curves as JSON text."""

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from onnxprune.coupling.couple import Couplings, Slice
+from onnxprune.coupling.couple import Couplings, Slice, of_that_name
 from onnxprune.errors import PlanError
 from onnxprune.reading.records import STRICT, json_text, load_record
 
@@ -55,7 +55,7 @@ class Sensitivities:
 
     def of(self, group: str) -> np.ndarray:
         """Scores of the group's channels, float64 `[size]`, with their signs."""
-        return next(np.array(entry.scores) for entry in self.groups if entry.name == group)
+        return np.array(of_that_name(group, self.groups, "group with scores").scores)
 
     def importance(self, group: str) -> np.ndarray:
         """

@@ -128,6 +128,9 @@ class Graph:
     digest: Callable[[], str]
     path: Path | None
     file_bytes: int
+    notes: tuple[str, ...]
+    """What of the file had to be put right before anything else."""
+
     nodes: tuple[Node, ...]
     """Those of the main graph in its order, then those of bodies; each stands at its `position`."""
 

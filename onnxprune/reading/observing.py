@@ -47,6 +47,12 @@ COUNTABLE = ("tensor(int64)", "tensor(int32)", "tensor(bool)")
 MEASURED_TYPES = NUMPY_TYPES | {TensorProto.STRING}
 """Those whose tensors ONNX Runtime can always measure; others are cast first."""
 
+BATCH = 2
+"""The size of a dynamic batch that is tried first: a model that runs at it takes any."""
+
+FIXED_BATCHES = (4, 8, 16, 32, 64, 3, 5, 6, 10, 12)
+"""Those that are tried in the end, for a batch that is dynamic by name only."""
+
 MOST_TRIED = 64
 """Combinations of sizes that are tried in the end, each size for itself."""
 
@@ -143,11 +149,14 @@ def settings(ports: Sequence[Port], given: Mapping[str, Shape]) -> Iterator[dict
     A dimension name has one size wherever it stands; sizes that data give (all but the batch) come before made-up ones.
     """
     primes = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
-    for batch, others in itertools.product((2, 1), (primes, (8,), (64,), (224,), (32,), (1,), (128,), (640,))):
+    for batch, others in itertools.product((BATCH, 1), (primes, (8,), (64,), (224,), (32,), (1,), (128,), (640,))):
         names: dict[str, int] = {}
         fresh = itertools.cycle(others)
         yield {port.name: filled(port, given.get(port.name, ()), batch, names, fresh) for port in ports}
     yield from itertools.islice(each_its_own(ports, given), MOST_TRIED)
+    for batch, others in itertools.product(FIXED_BATCHES, (primes, (224,))):
+        names, fresh = {}, itertools.cycle(others)
+        yield {port.name: filled(port, given.get(port.name, ()), batch, names, fresh) for port in ports}
 
 
 def each_its_own(ports: Sequence[Port], given: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:

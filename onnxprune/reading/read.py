@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto
 
-from onnxprune.errors import ModelError
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.reading.bodies import inventory
 from onnxprune.reading.external import refer_to_files
 from onnxprune.reading.functions import inlined
@@ -20,6 +20,7 @@ from onnxprune.reading.graph import Graph, Shape, constants_of, ports_of
 from onnxprune.reading.names import with_unique_names
 from onnxprune.reading.observing import observe_first
 from onnxprune.reading.sparse import densified
+from onnxprune.reading.straightening import straightened, with_true_records
 
 Model = str | os.PathLike[str] | bytes | ModelProto
 
@@ -42,6 +43,7 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
     inputs = tuple(ports_of(proto.graph))
     check_inputs(inputs)
     observed = observe_first(proto, inputs, input_shapes or {})
+    proto, untrue = with_true_records(proto, observed)
     constants = constants_of(proto.graph)
     found = inventory(proto.graph)
     return Graph(
@@ -49,6 +51,7 @@ def read(model: Model, *, input_shapes: Mapping[str, Shape] | None = None) -> Gr
         digest=file.digest,
         path=file.path,
         file_bytes=file.bytes,
+        notes=(*file.notes, *untrue),
         nodes=found.nodes,
         protos=found.protos,
         bodies=found.bodies,
@@ -72,6 +75,8 @@ class ModelFile:
     path: Path | None
     digest: Callable[[], str]
     bytes: int
+    notes: tuple[str, ...]
+    """What had to be put right."""
 
 
 def load(model: Model) -> ModelFile:
@@ -96,7 +101,8 @@ def load(model: Model) -> ModelFile:
                 found.update(chunk)
         return found.hexdigest()
 
-    return ModelFile(densified(proto), path, digest, size + sum(stored.length for stored in beside))
+    straight, notes = straightened(densified(proto))
+    return ModelFile(straight, path, digest, size + sum(stored.length for stored in beside), notes)
 
 
 def raw_bytes(model: Model) -> tuple[Path | None, bytes]:
@@ -111,6 +117,8 @@ def raw_bytes(model: Model) -> tuple[Path | None, bytes]:
             ) from None
     if isinstance(model, bytes):
         return None, model
+    if not isinstance(model, str | os.PathLike):
+        raise UsageError(f"Expected a model as path, bytes or ModelProto, found {model!r}.")
     path = Path(model)
     try:
         return path, path.read_bytes()

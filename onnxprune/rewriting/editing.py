@@ -30,7 +30,7 @@ class Draft:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self._taken = set(graph.names)
+        self._taken = {*graph.names, *(node.name for node in graph.nodes)}
         self._nodes: list[NodeProto] = []
         for proto in graph.protos:
             copy = NodeProto()

@@ -9,6 +9,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.reading.read import read
+from onnxprune.rewriting.editing import Draft
 from onnxprune.rewriting.rewrite import rewrite_kept
 from onnxprune.rewriting.zeroing import zeroed
 from onnxprune.rules.axes import Dim
@@ -251,3 +252,11 @@ def test_new_names_do_not_collide() -> None:
     couplings = assert_removal_equals_zeroing(model, groups={"a": 8, "c": 8})
     pruned = rewrite_kept(couplings, selection(couplings))
     assert {"b", "b.2.2"} <= {tensor.name for tensor in pruned.graph.initializer}
+
+
+def test_a_new_node_is_not_named_like_an_old_one() -> None:
+    """New names collide with those of nodes no more than with those of tensors."""
+    model = build(TEXT)
+    model.graph.node[0].name = "first"
+    draft = Draft(read(model))
+    assert [draft.fresh(name) for name in ("first", "a", "new", "new")] == ["first.2", "a.2", "new", "new.2"]
