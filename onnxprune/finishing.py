@@ -144,7 +144,7 @@ def share_to_go(dense: ModelProto, couplings: Couplings, numbers_left: float) ->
             f"Expected at most {numbers_left:,.0f} parameters that are not zero, found {size:,} weights that can be "
             f"removed of {parameter_count(dense):,}. Ask for less, or give no --params with --weights."
         )
-    return max(0.0, going / size)
+    return max(0.0, going / size) if size else 0.0
 
 
 def weight_count(couplings: Couplings) -> int:

@@ -8,6 +8,11 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+import onnxruntime as ort
+
+WARNING, FATAL = 2, 4
+"""What ONNX Runtime logs: from this severity on. The first is its default."""
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -16,6 +21,7 @@ def quiet() -> Iterator[None]:
     silent = logging.NullHandler()
     root.addHandler(silent)  # a root logger without a handler would get one that stays, at the first warning
     logging.disable(logging.CRITICAL)
+    ort.set_default_logger_severity(FATAL)
     try:
         with (
             contextlib.redirect_stdout(io.StringIO()),
@@ -25,5 +31,6 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        ort.set_default_logger_severity(WARNING)
         logging.disable(before)
         root.removeHandler(silent)
