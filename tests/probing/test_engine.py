@@ -491,8 +491,33 @@ NETWORKS |= {
         g = Relu(e)
         y = MatMul(g, w4[6,3])
     """,
+    "sinks in branches": """
+        a = MatMul(x[N,5], w1[5,8])
+        b = Relu(a)
+        m = ReduceMean<keepdims=0>(x)
+        t = Greater(m, z[]{0.0})
+        d = If(t) <
+            then_branch = one () => (float[N,6] t1) { p = MatMul(b, w2[8,7]) q = Relu(p) t1 = MatMul(q, w3[7,6]) },
+            else_branch = other () => (float[N,6] t2) { t2 = MatMul(b, w4[8,6]) }
+        >
+        c = MatMul(b, w6[8,6])
+        e = Add(c, d)
+        y = MatMul(e, w5[6,3])
+    """,
+    "a sink in a loop": """
+        a = MatMul(x[N,5], w1[5,8])
+        b = Tanh(a)
+        d = Loop(s0[]{3}, bool c0[]{1}, b) <body = step (int64 i, bool ci, float[N,8] si) => (bool co, float[N,8] so) {
+            co = Identity(ci)
+            p = MatMul(si, w2[8,7])
+            q = Relu(p)
+            r = MatMul(q, w3[7,8])
+            so = Add(si, r)
+        }>
+        y = MatMul(d, w4[8,3])
+    """,
 }
-"""Bodies of control flow that read tensors from outside."""
+"""Bodies of control flow that read tensors from outside, and some that sum over channels."""
 
 
 def samples_for(couplings: Couplings, count: int = SAMPLES) -> Calibration:
