@@ -24,6 +24,7 @@ from onnxprune.rewriting.rewrite import rewrite_kept
 from onnxprune.rewriting.zeroing import zeroed
 from onnxprune.verifying.branches import decided, forked
 from onnxprune.verifying.checkable import checkable
+from onnxprune.verifying.other_sizes import feeds_of_other_sizes
 from onnxprune.verifying.precise import outputs_in_float64
 
 TOLERANCES = {"float32": 1e-4, "float64": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -96,7 +97,8 @@ def verify(couplings: Couplings, plan: Plan, pruned: ModelProto, data: Data | Ca
 
     Checked are: ONNX's checker with full check, loading in ONNX Runtime, the interface (names, types, dynamic
     dimensions, opsets, metadata), a run at a second batch size where the batch is dynamic, and that the outputs equal
-    those of the original with every removed slice set to zero; where inexact groups were pruned, in its masked form.
+    those of the original with every removed slice set to zero, at other dynamic sizes too; where inexact groups were
+    pruned, in its masked form.
 
     Where the plan says that layers were refitted, the last holds for the model before that, which is made again from
     the plan, and the one that is given may differ from it in the refitted constants only.
@@ -109,7 +111,8 @@ def verify(couplings: Couplings, plan: Plan, pruned: ModelProto, data: Data | Ca
     checks = [checker(couplings.graph.model, pruned), interface(couplings.graph.model, pruned)]
     form = plan.form(couplings)
     reference = zeroed(form, plan.kept(form))
-    wanted = outputs_by_batch(session_for(reference), sample)
+    blank = session_for(reference)
+    wanted = outputs_by_batch(blank, sample)
     session, loading = loaded(pruned)
     checks.append(loading)
     exact = pruned
@@ -119,13 +122,16 @@ def verify(couplings: Couplings, plan: Plan, pruned: ModelProto, data: Data | Ca
     difference = float("inf")
     if session is not None:
         checks.append(second_batch(session, couplings.graph, sample))
-        difference, equality = equals_zeroed(session if exact is pruned else session_for(exact), wanted, sample)
+        plain = session if exact is pruned else session_for(exact)
+        difference, equality = equals_zeroed(plain, wanted, sample)
         equality = equality if form is couplings else replace(equality, name=EQUALS_MASKED)
         if not equality.passed and np.isfinite(difference):
             equality = arbitrated(equality, reference, exact, sample)
         checks.append(equality)
         if forked(exact):
             checks.append(every_branch(reference, exact, sample))
+        if couplings.typing.other_shapes and not isinstance(plain, PartedSession):
+            checks.append(other_sizes(blank, plain, reference, exact, couplings))
     return Verdict(tuple(checks), difference, len(sample))
 
 
@@ -294,6 +300,25 @@ def every_branch(reference: ModelProto, pruned: ModelProto, sample: Calibration)
             return Check(name, False, f"with every condition {str(way).lower()}, {equality.detail}")
         ran += 1
     return Check(name, True, f"{ran} of 2 settings of all conditions ran")
+
+
+def other_sizes(
+    blank: Session, plain: Session, reference: ModelProto, pruned: ModelProto, couplings: Couplings
+) -> Check:
+    """Do both agree at the other dynamic sizes at which the original runs?"""
+    name, ran = "equals it at other sizes", 0
+    for feed in feeds_of_other_sizes(couplings):
+        try:
+            wanted = outputs_by_batch(blank, feed)
+        except Exception:  # the structure ran at this size; these numbers do not suit it
+            continue
+        _, equality = equals_zeroed(plain, wanted, feed)
+        equality = equality if equality.passed else arbitrated(equality, reference, pruned, feed)
+        if not equality.passed:
+            shapes = ", ".join(f"{name} {list(array.shape[1:])}" for name, array in feed.arrays.items())
+            return Check(name, False, f"for inputs {shapes}, {equality.detail}")
+        ran += 1
+    return Check(name, True, f"ran at {ran}")
 
 
 def arbitrated(check: Check, reference: ModelProto, pruned: ModelProto, sample: Calibration) -> Check:
