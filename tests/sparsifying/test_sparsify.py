@@ -195,7 +195,7 @@ def test_too_few_samples_are_said() -> None:
 def test_a_model_without_such_layers_is_refused() -> None:
     """And an unknown criterion."""
     couplings, calibration = setting("y = Relu(x[N,4])")
-    with pytest.raises(UsageError, match=r"found none in floats\. Prune channels instead"):
+    with pytest.raises(UsageError, match=r"found none\. Prune channels instead"):
         sparsify(couplings, calibration, "50%")
     with pytest.raises(UsageError, match="among obs, magnitude, found 'size'"):
         sparsify(couplings, calibration, "50%", criterion="size")  # type: ignore[arg-type]  # the mistake

@@ -25,6 +25,7 @@ from tests.models import build
 
 VALID, LOADS, INTERFACE = "valid ONNX", "loads in ONNX Runtime", "interface unchanged"
 BATCH, EQUAL = "second batch size", "equals the zeroed original"
+SIZES, BRANCHES = "equals it at other sizes", "equals it in every branch"
 
 
 @cache
@@ -49,10 +50,10 @@ def failed(verdict: Verdict) -> list[str]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_pruned_model_passes_every_check(name: str) -> None:
-    """All five checks hold, with and without data, and the difference is far below the limit."""
+    """All checks hold, with and without data, and the difference is far below the limit."""
     for data in (digits(name, 32), None):
         verdict = verify(bundled(name), halved(name), pruned(name), data)
-        assert [check.name for check in verdict.checks] == [VALID, INTERFACE, LOADS, BATCH, EQUAL]
+        assert [check.name for check in verdict.checks] == [VALID, INTERFACE, LOADS, BATCH, EQUAL, SIZES]
         assert verdict.passed
         assert verdict.failures == ()
         assert verdict.difference < 1e-5
@@ -62,6 +63,44 @@ def test_a_pruned_model_passes_every_check(name: str) -> None:
 def test_the_original_is_not_its_pruned_self() -> None:
     """A model from which nothing was removed does not equal the one with zeros."""
     assert failed(verdict_on(bundled("mlp_torch").graph.model)) == [EQUAL]
+
+
+ANY_LENGTH = """
+a = MatMul(x[N,T,4], w1[4,8])
+b = Reshape(a, s0{0,-1,8})
+y = MatMul(b, w2[8,3])
+"""
+ANY_BRANCH = """
+a = MatMul(x[N,4], w1[4,8])
+s = ReduceSum<keepdims=0>(x)
+c = Less(s, low[]{-1000000.0})
+b = If(c) <
+    then_branch = one () => (float[N,8] p) { p = Mul(a, s1[8]) },
+    else_branch = two () => (float[N,8] q) { q = Neg(a) }>
+y = MatMul(b, w2[8,3])
+"""
+
+
+def test_sizes_that_the_samples_do_not_have_are_checked() -> None:
+    """A length that is written down where it was dynamic is found out."""
+    couplings = couple(read(build(ANY_LENGTH)))
+    plan = choose(couplings, magnitudes(couplings, couplings.groups), Targets(ratio=0.5))
+    model = rewrite(couplings, plan)
+    assert verify(couplings, plan, model).passed
+    written = numpy_helper.to_array(weight(model, "s0")).copy()
+    written[1] = couplings.graph.input_shapes["x"][1]
+    weight(model, "s0").CopyFrom(numpy_helper.from_array(written, "s0"))
+    assert failed(verify(couplings, plan, model)) == [SIZES]
+
+
+def test_branches_that_the_samples_do_not_take_are_checked() -> None:
+    """A mistake in a branch is found out although no sample leads there."""
+    couplings = couple(read(build(ANY_BRANCH)))
+    plan = choose(couplings, magnitudes(couplings, couplings.groups), Targets(ratio=0.5))
+    model = rewrite(couplings, plan)
+    assert verify(couplings, plan, model).passed
+    changed(weight(model, "s1"), lambda array: array + 1)
+    assert failed(verify(couplings, plan, model)) == [BRANCHES]
 
 
 def weight(model: ModelProto, name: str) -> TensorProto:
@@ -223,6 +262,6 @@ def test_a_plan_for_another_model_is_refused() -> None:
 def test_the_verdict_is_json() -> None:
     """Programs read the checks and the numbers."""
     verdict = json.loads(verdict_on(pruned("mlp_torch")).to_json())
-    assert [check["name"] for check in verdict["checks"]] == [VALID, INTERFACE, LOADS, BATCH, EQUAL]
+    assert [check["name"] for check in verdict["checks"]] == [VALID, INTERFACE, LOADS, BATCH, EQUAL, SIZES]
     assert verdict["difference"] < 1e-5
     assert verdict["samples"] == 32
