@@ -28,8 +28,9 @@ from onnxprune.sparsifying.sparse_form import as_sparse
 from onnxprune.sparsifying.sparsify import Criterion, Sparsified, sparsify
 from onnxprune.sparsifying.sparsity import Sparsity
 from onnxprune.sparsifying.weighing import weights_report
+from onnxprune.verifying.check import Check
 from onnxprune.verifying.measure import distance, latency
-from onnxprune.verifying.verify import Check, verify
+from onnxprune.verifying.verify import verify
 
 
 @dataclass(frozen=True)

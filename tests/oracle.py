@@ -19,7 +19,7 @@ from onnxprune.reading.read import read
 from onnxprune.rewriting.rewrite import rewrite_kept
 from onnxprune.rewriting.zeroing import zeroed
 from onnxprune.rules.axes import Dim
-from onnxprune.verifying.verify import rounding_alone
+from onnxprune.verifying.equality import rounding_alone
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest number of the output."""

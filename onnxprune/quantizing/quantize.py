@@ -24,7 +24,7 @@ from onnxprune.quantizing.quiet import quiet
 from onnxprune.reading.numbers import whole
 from onnxprune.reading.observing import session_for
 from onnxprune.rewriting.editing import copy_fields
-from onnxprune.verifying.verify import Check
+from onnxprune.verifying.check import Check
 
 CALIBRATION_SAMPLES = 512
 """Samples that ranges are measured on, the first ones."""

@@ -10,7 +10,8 @@ from onnxprune.reading.numbers import numbers
 from onnxprune.repairing.places import tensor_named
 from onnxprune.sparsifying.blocks import excess
 from onnxprune.sparsifying.sparsify import SparseLayer
-from onnxprune.verifying.verify import Check, only_refitted
+from onnxprune.verifying.check import Check
+from onnxprune.verifying.verify import only_refitted
 
 NAME = "promised weights are zero"
 

@@ -118,8 +118,8 @@ def sparsify(
     layers = layers_of(couplings)
     if not layers:
         raise UsageError(
-            "Expected a layer whose weights could become zero (a matrix product, a convolution; in floats, and not in a "
-            "body of control flow), found none. Prune channels instead: leave out --weights."
+            "Expected a layer whose weights could become zero (a matrix product, a convolution; in floats, and not "
+            "in a body of control flow), found none. Prune channels instead: leave out --weights."
         )
     operation = Operation(wanted, criterion, calibration, refit and not calibration.synthetic, threads)
     tell = progress or (lambda what, done, total: None)

@@ -19,7 +19,8 @@ from onnxprune.errors import PlanError
 from onnxprune.probing.proxies import magnitudes
 from onnxprune.reading.read import read
 from onnxprune.rewriting.rewrite import rewrite
-from onnxprune.verifying.verify import Verdict, rounding_alone, verify
+from onnxprune.verifying.equality import rounding_alone
+from onnxprune.verifying.verify import Verdict, verify
 from tests.bundled import MODELS, bundled, digits
 from tests.models import build
 
