@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow check clean
+.PHONY: demo test slow zoo real check clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -25,6 +25,12 @@ test: .venv/installed-dev
 
 slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+zoo: .venv/installed-dev
+	$(BIN)/python -m pytest -m zoo -n 2
+
+real: .venv/installed-dev
+	$(BIN)/python -m pytest -m real
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

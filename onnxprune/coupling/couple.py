@@ -280,11 +280,18 @@ def axes_never_empty(typing: Typing) -> Iterator[Axis]:
 
 
 def refusals_of(typing: Typing, where: Mapping[Dim, tuple[Slice, ...]]) -> Iterator[Refusal]:
-    """What is frozen although somebody might want to prune it."""
+    """What is frozen although somebody might want to prune it; single positions of one reason together."""
+    units: dict[Reason, list[Dim]] = {}
     for dim, slots in where.items():
         reason = typing.solver.frozen(dim)
-        if reason is not None and not reason.by_nature and dim.size > 1:
+        if reason is None or reason.by_nature:
+            continue
+        if dim.size > 1:
             yield Refusal(dim.size, slots, reason)
+        elif typing.solver.is_unit(dim):
+            units.setdefault(reason, []).append(dim)
+    for reason, alike in units.items():
+        yield Refusal(len(alike), tuple(dict.fromkeys(slot for dim in alike for slot in where[dim])), reason)
 
 
 def layers_of(family: tuple[Dim, ...], graph: Graph, typing: Typing) -> tuple[str, ...]:

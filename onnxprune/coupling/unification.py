@@ -249,17 +249,24 @@ class Solver:
         return self._match_block(left, right, node)
 
     def _match_block(self, left: list[Axis], right: list[Axis], node: str) -> list[tuple[Axis, Axis]]:
-        """Freeze the shortest run of factors from the right that has the same size on both sides; go on before it."""
-        taken_left, taken_right = left.pop(), right.pop()
-        block = [taken_left, taken_right]
-        sizes = [taken_left.size, taken_right.size]
+        """Join the shortest runs of factors from the right of one size position by position; go on before them."""
+        blocks = [left.pop()], [right.pop()]
+        sizes = [blocks[0][0].size, blocks[1][0].size]
         while sizes[0] != sizes[1]:
             shorter = 0 if sizes[0] < sizes[1] else 1
             factor = (left, right)[shorter].pop()
-            block.append(factor)
+            blocks[shorter].insert(0, factor)
             sizes[shorter] *= factor.size
-        self._give_up(tuple(block), node, "it merges and cuts axes so that positions do not line up")
-        return [(product_of(left), product_of(right))] if left and right else []
+        one, other = (product_of(block) for block in blocks)
+        rest = [(product_of(left), product_of(right))] if left and right else []
+        if self._is_free(one) or self._is_free(other):
+            return [*self._by_position(one, other, node), *rest]
+        self._give_up((one, other), node, "it merges and cuts axes so that positions do not line up")
+        return rest
+
+    def _is_free(self, axis: Axis) -> bool:
+        """Is there a position that may still go?"""
+        return any(leaf not in self._frozen for leaf in leaves(self.resolve(axis)))
 
     def _split(self, axis: Axis, inner: int, node: str) -> tuple[Axis, Axis] | None:
         """The axis as an outer axis times an inner one of `inner` positions."""
@@ -333,7 +340,7 @@ class Solver:
             case Sum(parts):
                 return [unit for part in parts for unit in self._units(part, node)]
             case Product(factors):
-                free = [f for f in factors if any(leaf not in self._frozen for leaf in leaves(self.resolve(f)))]
+                free = [factor for factor in factors if self._is_free(factor)]
                 lead = max(free, key=lambda factor: factor.size, default=factors[0])
                 at = factors.index(lead)
                 for factor in (*factors[:at], *factors[at + 1 :]):

@@ -104,7 +104,7 @@ def convolved(op: Op, out_channels: Axis) -> Iterator[Fact]:
         yield Zero(y, AllOf((product, bias)))
 
 
-@rule("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+@rule("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalLpPool")
 def pool(op: Op) -> Iterator[Fact]:
     """Each channel by itself; the places of maxima, if wanted, count through all channels."""
     x = op.input(0)

@@ -22,9 +22,9 @@ def reduce_sum(op: Op) -> Iterator[Fact]:
     yield Zero(y, x)
 
 
-@rule("ReduceMean")
+@rule("ReduceMean", "GlobalAveragePool")
 def reduce_mean(op: Op) -> Iterator[Fact]:
-    """A mean, which depends on how many positions there are."""
+    """A mean, which depends on how many positions there are; a pool may run over channels that stand last."""
     x, y = op.input(0), op.output()
     for number in reduced(op, x):
         yield Averaged(x, number)
@@ -76,6 +76,8 @@ def reduced(op: Op, x: Tensor) -> tuple[int, ...]:
     """The axes that are reduced."""
     if op.node.op_type.startswith("Arg"):
         return (op.axis(x),)
+    if op.node.op_type == "GlobalAveragePool":
+        return tuple(range(2, x.rank))
     axes = op.numbers("axes", 1)
     if not axes:
         return () if op.attribute("noop_with_empty_axes", 0) else tuple(range(x.rank))

@@ -155,6 +155,27 @@ def test_channel_shuffle_of_two_branches() -> None:
     assert_removal_equals_zeroing(model)
 
 
+def test_repeated_shuffles_whose_factors_do_not_line_up_join_single_positions() -> None:
+    """A half of 5 x 2 x 2 channels cuts through a four: positions are joined singly, those alike are groups."""
+    unit = """
+        {out}l, {out}r = Split<axis=1>({x}, half{{10,10}})
+        {out}c = Conv({out}r, {out}w[10,10,1,1])
+        {out}f = Concat<axis=1>({out}l, {out}c)
+        {out}g = Reshape({out}f, apart{{0,2,10,4,4}})
+        {out}h = Transpose<perm=[0,2,1,3,4]>({out}g)
+        {out} = Reshape({out}h, whole{{0,20,4,4}})
+    """
+    model = build(f"""
+        a = Conv(x[N,3,4,4], w1[20,3,1,1])
+        {unit.format(x="a", out="u")}
+        {unit.format(x="u", out="v")}
+        {unit.format(x="v", out="t")}
+        y = Conv(t, w9[4,20,1,1])
+    """)
+    couplings = assert_removal_equals_zeroing(model, groups=[2, 2, 5, 10])
+    assert "it merges and cuts axes so that positions do not line up" not in reasons(couplings)
+
+
 SHUFFLED = """
     a = Conv(x[N,3,4,4], w1[12,3,1,1])
     r = Reshape(a, s1{0,2,6,4,4})

@@ -62,6 +62,17 @@ def test_reductions_over_other_axes(name: str, opset: int, keep: int) -> None:
     assert_removal_equals_zeroing(model, groups={"a": 8})
 
 
+def test_a_pool_over_channels_that_stand_last_is_a_mean() -> None:
+    """As TensorFlow's layer normalisation is exported: a mean over channels, which is not exact but is no refusal."""
+    model = build("""
+        a = MatMul(x[N,4,5], w1[5,8])
+        m = GlobalAveragePool(a)
+        c = Sub(a, m)
+        y = MatMul(c, w2[8,3])
+    """)
+    assert_inexact(model, {"a": 8})
+
+
 @pytest.mark.parametrize("opset", definitions("ReduceMean"))
 @pytest.mark.parametrize("keep", [0, 1])
 def test_mean_over_other_axes(keep: int, opset: int) -> None:
