@@ -1,4 +1,4 @@
-"""The accuracy benchmark measures what it says, keeps it and writes it down."""
+"""The benchmarks measure what they say, keep it and write it down."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks/accuracy.py"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SCRIPT = BENCHMARKS / "accuracy.py"
 
 
 def test_a_cell_is_measured_once_and_written_down(tmp_path: Path) -> None:
@@ -50,6 +51,20 @@ def test_a_page_says_what_is_met_missed_and_without_a_figure(tmp_path: Path) -> 
     assert "meets: 1 of 3." in page
     assert "- `vgg` at -70 %: 0.50 lost, at most 0.4 wanted" in page
     assert "- `vgg` at -85 %, default: unreachable. Too few channels." in page
+
+
+def test_the_coverage_page_has_a_row_for_each_model(tmp_path: Path) -> None:
+    """What is kept in the file of results is not measured again; what is not accepted is listed with the reason."""
+    results, written = tmp_path / "rows.jsonl", tmp_path / "coverage.md"
+    short = {"name": "mlp_keras", "family": "recurrent", "source": "trained, bundled", "verdict": "it broke"}
+    results.write_text(f"{json.dumps(short)}\n", encoding="utf-8")
+    options = ("--models", "mlp_keras", "mlp_torch", "--results", str(results), "--write", str(written))
+    subprocess.run([sys.executable, str(BENCHMARKS / "coverage.py"), *options], check=True, capture_output=True)
+    page = written.read_text(encoding="utf-8").splitlines()
+    assert "- `mlp_keras`: it broke" in page
+    (row,) = (line for line in page if line.startswith("| `mlp_torch` |"))
+    assert row.endswith("| accepted |")
+    assert [json.loads(line)["name"] for line in results.read_text().splitlines()] == ["mlp_keras", "mlp_torch"]
 
 
 def known(model: str, target: int, seed: int, score: float, **rest: str) -> dict[str, Any]:

@@ -9,12 +9,17 @@ import pytest
 from fixtures.catalog import REAL, Entry, Unavailable
 from tests.acceptance import accept
 
-SHORT: dict[str, str] = {}
+SHORT = {
+    "basic_pitch": "34 % and not 40 %: its filters make frequencies, which are space later, and of the few layers with "
+    "channels most have them on one side only",
+}
 """Models that still fall short, with the reason."""
 
 
 def marked(name: str) -> object:
-    return pytest.param(name, marks=[pytest.mark.xfail(reason=SHORT[name], strict=True)] if name in SHORT else [])
+    """The model, expected to fail where it falls short."""
+    short = [pytest.mark.xfail(raises=AssertionError, reason=SHORT[name], strict=True)] if name in SHORT else []
+    return pytest.param(name, marks=short)
 
 
 @pytest.mark.real

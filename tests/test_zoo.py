@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.catalog import ZOO, Entry
+from onnxprune.errors import OnnxPruneError
 from tests.acceptance import accept
 
 SAMPLE = (
@@ -24,7 +25,10 @@ SAMPLE = (
 )
 """Quick ones of each kind, which run by default."""
 
-SHORT: dict[str, str] = {}
+SHORT = dict.fromkeys(
+    ("timm_gmlp_slim.dynamo", "timm_gmlp_slim.legacy"),
+    "every group is averaged by a layer normalisation, the one inside the gate too: nothing is exact without --inexact",
+)
 """Models that still fall short, with the reason."""
 
 
@@ -32,7 +36,7 @@ def marked(name: str) -> object:
     """The model, out of the default run unless it is in the sample."""
     marks = [] if name in SAMPLE else [pytest.mark.zoo]
     if name in SHORT:
-        marks.append(pytest.mark.xfail(reason=SHORT[name], strict=True))
+        marks.append(pytest.mark.xfail(raises=(AssertionError, OnnxPruneError), reason=SHORT[name], strict=True))
     return pytest.param(name, marks=marks)
 
 
