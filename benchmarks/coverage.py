@@ -34,7 +34,7 @@ from fixtures.catalog import BUNDLED, REAL, ZOO, Entry, Unavailable  # noqa: E40
 from onnxprune.coupling.couple import Couplings  # noqa: E402
 from onnxprune.errors import OnnxPruneError  # noqa: E402
 
-SECONDS = 600
+SECONDS = 1800
 JOBS = 2
 ACCEPTED = "accepted"
 INTERFACE = "it is an axis of the model's"
@@ -158,7 +158,7 @@ def row_of(entry: Entry) -> Row:
         except Unavailable as failure:
             return row | {"verdict": f"not to be had: {failure}"}
         except (OnnxPruneError, AssertionError) as failure:
-            return row | {"verdict": str(failure).splitlines()[0] if str(failure) else "an assertion failed"}
+            return row | {"verdict": " ".join(str(failure).split("\n")[:2]) or "an assertion failed"}
         except Exception as failure:  # whatever it is, it is a defect and goes into the table
             return row | {"verdict": f"{type(failure).__name__}: {(str(failure).splitlines() or [''])[0]}"}
         report = result.report
