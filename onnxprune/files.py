@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from onnxprune.errors import OnnxPruneError, UsageError
 
-Content = bytes | Callable[[BinaryIO], None]
+Content = bytes | Callable[[BinaryIO], object]
 """What a file will hold: its bytes, or what writes them."""
 
 

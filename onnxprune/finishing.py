@@ -17,11 +17,11 @@ from onnxprune.probing.losses import outputs_of
 from onnxprune.pruner import Pruned, absolute
 from onnxprune.quantizing.quantize import check_quantized, quantize
 from onnxprune.reading.functions import Inlining, inlined
-from onnxprune.reading.numbers import stored_bytes
 from onnxprune.reading.read import read
 from onnxprune.reporting.measuring import Session, figures, notes_on, parameter_count
 from onnxprune.reporting.report import GroupReport, QuantizedFigures, Report, Settings, WeightsFigures
 from onnxprune.rewriting.outlining import Outlined, outlined
+from onnxprune.rewriting.saving import written_bytes
 from onnxprune.sparsifying.checking import check_sparsity
 from onnxprune.sparsifying.layers import layers_of
 from onnxprune.sparsifying.sparse_form import as_sparse
@@ -194,7 +194,7 @@ def finished(
     with clock.stage("measure"):
         original = figures(session, couplings.graph.model, couplings.graph.file_bytes, session.outputs)
         after = outputs_of(dense, session.calibration, threads=session.threads)
-        smaller = figures(session, dense, stored_bytes(dense), after, plan=plan)
+        smaller = figures(session, dense, written_bytes(dense, couplings.graph), after, plan=plan)
         timed = latency((couplings.graph.model, dense), session.calibration, threads=session.threads)
         zeros = weights_measured(session, made, plan) if made.thinned else None
         eight_bits = quantized_measured(session, made, plan) if made.quantized else None
@@ -214,7 +214,7 @@ def finished(
         weights=zeros,
         quantized=eight_bits,
         judgement=judgement,
-        bytes=stored_bytes(made.model),
+        bytes=written_bytes(made.model, couplings.graph),
         verdict=verdict,
         notes=(
             *couplings.graph.notes,
@@ -251,7 +251,7 @@ def weights_measured(session: Session, made: Made, plan: Plan) -> WeightsFigures
         zeros=found.zeros,
         size=found.size,
         bytes_sparse=found.bytes_sparse,
-        figures=figures(session, model, stored_bytes(model), outputs, plan=plan),
+        figures=figures(session, model, written_bytes(model, session.couplings.graph), outputs, plan=plan),
         layers=made.thinned.layers,
     )
 
@@ -261,7 +261,7 @@ def quantized_measured(session: Session, made: Made, plan: Plan) -> QuantizedFig
     assert made.quantized is not None
     model = made.quantized
     outputs = outputs_of(model, session.calibration, threads=session.threads)
-    measured = figures(session, model, stored_bytes(model), outputs, plan=plan)
+    measured = figures(session, model, written_bytes(model, session.couplings.graph), outputs, plan=plan)
     return QuantizedFigures(
         figures=replace(measured, params=float(parameter_count(made.floats))),
         latency=latency((session.couplings.graph.model, model), session.calibration, threads=session.threads),

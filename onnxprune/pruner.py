@@ -28,13 +28,13 @@ from onnxprune.probing.curves import SHARES, WidthCurves, curves_of
 from onnxprune.probing.losses import LossName, UserLoss, prepare_loss
 from onnxprune.probing.probe import loss_of
 from onnxprune.probing.sensitivities import Criterion, Sensitivities
-from onnxprune.reading.numbers import stored_bytes
 from onnxprune.reading.read import read
 from onnxprune.repairing.repair import repair
 from onnxprune.repairing.standing_in import StandIns
 from onnxprune.repairing.steps import Repaired
 from onnxprune.reporting.measuring import Session, parameter_count
 from onnxprune.rewriting.rewrite import rewrite_kept
+from onnxprune.rewriting.saving import written_bytes
 
 AGGRESSIVE = 0.4
 """Bounds below this share of the original take several rounds, if nothing is said."""
@@ -261,7 +261,7 @@ def planned(
                 raise
             break
         pruned = rewrite_kept(couplings, plan.kept(couplings))
-        found = {"params": parameter_count(pruned), "size": stored_bytes(pruned)}
+        found = {"params": parameter_count(pruned), "size": written_bytes(pruned, couplings.graph)}
         excess = {name: found[name] - bound for name, bound in bounds.items() if found[name] > bound}
         if not excess:
             return plan, scores, pruned

@@ -79,17 +79,31 @@ def contents_of_model(
     inputs |= {source.path} if source and source.path else set()
     if any(is_same(path, file) for file in inputs):
         raise UsageError(f"The output {str(path)!r} is an input, and inputs are never touched. Name another file.")
-    files = {location: DataFile() for location in dict.fromkeys(place.location for place in places.values())}
-    first = sorted(places, key=lambda name: places[name].offset)
-    held = {tensor_name: tensor for tensor_name, tensor in named_tensors(model) if tensor_name in places}
-    for name in first:
-        files[places[name].location].add(name, held[name], places[name])
+    files = data_files(model, places)
     names = file_names(files, path, inputs, own_names=own_names)
     contents: dict[Path, Content] = {}
     if not is_special(path):
         contents |= {path.parent / names[location]: file.write for location, file in files.items()}
-    contents[path] = lambda out: write_model(out, model, files, names)
+    contents[path] = lambda out: out.write(referring_to(model, files, names).SerializeToString())
     return contents
+
+
+def written_bytes(model: ModelProto, source: Graph) -> int:
+    """The bytes of the model's files, where data files are named as the source's."""
+    files = data_files(model, places_of(model, source))
+    if not files:
+        return int(model.ByteSize())
+    referring = referring_to(model, files, {location: location for location in files})
+    return int(referring.ByteSize()) + sum(file.end for file in files.values())
+
+
+def data_files(model: ModelProto, places: Mapping[str, Place]) -> dict[str, DataFile]:
+    """The data files by their location in the source, each with its tensors in the order that they had there."""
+    files = {location: DataFile() for location in dict.fromkeys(place.location for place in places.values())}
+    held = {name: tensor for name, tensor in named_tensors(model) if name in places}
+    for name in sorted(places, key=lambda name: places[name].offset):
+        files[places[name].location].add(name, held[name], places[name])
+    return files
 
 
 def places_of(model: ModelProto, source: Graph | None) -> dict[str, Place]:
@@ -134,7 +148,7 @@ class DataFile:
     tensors: dict[str, TensorProto] = field(default_factory=dict)
     end: int = 0
     has_checksum: bool = False
-    checksum: str = ""
+    checksum: str = "0" * 40
 
     def add(self, name: str, tensor: TensorProto, place: Place) -> None:
         """One more tensor behind the others, aligned as it was."""
@@ -177,8 +191,8 @@ def chunks_of_array(array: np.ndarray, data_type: int) -> Iterator[bytes]:
         yield flat[first : first + BLOCK_BYTES].tobytes()
 
 
-def write_model(out: BinaryIO, model: ModelProto, files: Mapping[str, DataFile], names: Mapping[str, str]) -> None:
-    """Write the model, whose data files are written, referring to them."""
+def referring_to(model: ModelProto, files: Mapping[str, DataFile], names: Mapping[str, str]) -> ModelProto:
+    """The model as it is written beside these data files of these names."""
     made = ModelProto()
     copy_fields(model, made, skip={"graph"})
     copy_fields(model.graph, made.graph, skip={"node", "initializer"})
@@ -196,7 +210,7 @@ def write_model(out: BinaryIO, model: ModelProto, files: Mapping[str, DataFile],
             held = copy.attribute[0].t
             held.CopyFrom(reference(held, node.output[0], names[location], files[location]))
         made.graph.node.append(copy)
-    out.write(made.SerializeToString())
+    return made
 
 
 def reference(tensor: TensorProto, name: str, location: str, file: DataFile) -> TensorProto:

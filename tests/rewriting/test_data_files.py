@@ -18,9 +18,10 @@ import onnxprune
 from fixtures.make.large_decoder import Decoder, write_decoder
 from onnxprune.errors import ModelError, OnnxPruneError, UsageError
 from onnxprune.job import PruneResult
+from onnxprune.pipeline import compare
 from onnxprune.reading import numbers, parts
 from onnxprune.reading.observing import session_for
-from onnxprune.reading.read import read
+from onnxprune.reading.read import load, read
 from onnxprune.rewriting.saving import save_model
 from tests.models import build
 
@@ -91,7 +92,9 @@ def test_the_layout_is_kept(tmp_path: Path, places: dict[str, str], said: bool) 
     """The same tensors lie in files of the same names, in the same order; numbers are those of a model in one file."""
     (tmp_path / "out").mkdir()
     source, target = stored(tmp_path, places, said=said), tmp_path / "out" / "small.onnx"
-    pruned(source).save(target)
+    result = pruned(source)
+    result.save(target)
+    assert result.report.bytes == sum(file.stat().st_size for file in target.parent.rglob("*") if file.is_file())
     assert {name: entries["location"] for name, entries in layout(target).items()} == places
     by_offset = sorted(layout(target), key=lambda name: int(layout(target)[name]["offset"]))
     assert by_offset == sorted(layout(source), key=lambda name: int(layout(source)[name].get("offset", 0)))
@@ -245,6 +248,21 @@ def test_a_large_model_takes_little_memory(tmp_path: Path) -> None:
     assert size > 200e6
     assert int(run.stdout) < size / 2
     onnx.checker.check_model(str(target), full_check=True)
+
+
+def test_models_that_cannot_be_held_are_compared_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Part by part, with the figures that whole models give, but for their latency."""
+    source, target = stored(tmp_path, ONE_FILE), tmp_path / "small.onnx"
+    result = pruned(source)
+    result.save(target)
+    whole = compare(source, target)
+    monkeypatch.setattr(numbers, "LARGEST_WHOLE", 0)
+    monkeypatch.setattr(parts, "PART_BYTES", 0)
+    in_parts = compare(source, target)
+    assert in_parts.latency is None
+    assert in_parts.distance == pytest.approx(whole.distance)
+    assert (in_parts.original.bytes, in_parts.pruned.params) == (whole.original.bytes, whole.pruned.params)
+    assert onnxprune.verify(onnxprune.couple(read(source)), result.plan, load(target).model).passed
 
 
 def test_what_parts_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
