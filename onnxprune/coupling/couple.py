@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -209,10 +209,20 @@ def groups_again(old: Couplings, new: Couplings) -> tuple[Group, ...]:
 
 
 def same_dims(old: Couplings, new: Couplings) -> dict[Dim, Dim]:
-    """For each Dim of computed tensors the one that stands in its place when the same tensors are typed again."""
+    """
+    For each Dim the one that stands in its place when the same tensors are typed again.
+
+    Computed tensors tell; of Dims that stand in none (the width of queries inside a fused attention) constants do.
+    """
+    found = dims_in_place(old, new, old.graph.makers.keys())
+    return dims_in_place(old, new, old.graph.constants.keys()) | found
+
+
+def dims_in_place(old: Couplings, new: Couplings, names: Set[str]) -> dict[Dim, Dim]:
+    """For each Dim of these tensors the one in its place, where all of them tell the same."""
     found: dict[Dim, Dim] = {}
     apart: set[Dim] = set()
-    for name in old.graph.makers.keys() & old.typing.tensors.keys() & new.typing.tensors.keys():
+    for name in names & old.typing.tensors.keys() & new.typing.tensors.keys():
         tensors = old.typing.axes(old.typing.tensors[name]), new.typing.axes(new.typing.tensors[name])
         for one, other in zip(*tensors, strict=True):
             for dim, again in paired(one, other):

@@ -8,7 +8,7 @@ from onnx import ModelProto
 
 from onnxprune.rewriting.rewrite import rewrite_kept
 from tests.models import build
-from tests.oracle import assert_removal_equals_zeroing, coupled, random_selection
+from tests.oracle import assert_removal_equals_masking, assert_removal_equals_zeroing, coupled, random_selection
 
 
 def projected(q: int, k: int, v: int, node: str, out: int, *, extra: str = "", opset: int = 23) -> ModelProto:
@@ -248,3 +248,17 @@ def test_linear_attention(rule: str) -> None:
     made = "g0 = MatMul(x, w5[6,8])\n g = Softsign(g0)\n" if decay else ""
     made += "r0 = MatMul(x, w6[6,2])\n r = Sigmoid(r0)" if rate else ""
     assert_removal_equals_zeroing(projected(24, 8, 8, node, 24, extra=made, opset=27), groups=[2, 3, 4, 4])
+
+
+def test_a_width_that_stands_in_weights_alone_is_known_again_in_the_masked_form() -> None:
+    """The width of queries and keys inside the node stays exact beside channels that a mean runs over."""
+    model = build("""
+        a = MatMul(x[2,7,5], w1[5,4])
+        m = ReduceMean(a, last{2})
+        b = Mul(a, m)
+        c = com.microsoft.Attention<num_heads=1>(a, w2[4,6], w3[6])
+        y0 = MatMul(c, w4[2,3])
+        y1 = MatMul(b, w5[4,3])
+    """)
+    couplings = assert_removal_equals_zeroing(model, groups=[2, 2], inexact={"a": 4})
+    assert_removal_equals_masking(couplings)
