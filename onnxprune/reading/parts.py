@@ -28,6 +28,9 @@ GIVEN_ELEMENTS = 4096
 FEEDS_AT_ONCE = 8
 """Runs that go through each part together, so that its weights are read once for all of them."""
 
+AS_THEY_ARE = ("session.disable_prepacking", "1")
+"""Keeps ONNX Runtime from a second copy of weights, which is for models that run often."""
+
 Live = dict[str, ort.OrtValue]
 """Tensors between parts."""
 
@@ -94,6 +97,7 @@ class PartedSession:
                 for name in part.inputs:
                     if last[name] == number and name not in outputs:
                         del live[name]
+            del session  # before the next part has its weights
 
     def _session(self, part: Part, live: Live) -> ort.InferenceSession:
         """A session for one part, with its weights."""
@@ -104,6 +108,7 @@ class PartedSession:
         model.graph.input.extend(typed(name, live[name].data_type()) for name in part.inputs)
         model.graph.output.extend(ValueInfoProto(name=name) for name in part.outputs)
         options, given = self._options(), {}
+        options.add_session_config_entry(*AS_THEY_ARE)
         for name in part.constants:
             tensor = self._constants[name]
             if is_given(tensor):
