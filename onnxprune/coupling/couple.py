@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxprune.coupling.costs import Costs, batch_dims, costs_of
 from onnxprune.coupling.masking import masked_model
+from onnxprune.coupling.naming import layer_name, makers_of, readers_of, unique_names
 from onnxprune.coupling.types import Typing, Use, facts_where, solve_types
 from onnxprune.coupling.unification import Reason
 from onnxprune.coupling.zeros import Leak, Zeroing, leaks_of, zeroing_of
@@ -179,13 +180,14 @@ def couple(graph: Graph) -> Couplings:
             typing.solver.mark_inexact(dim, leak.reason)
     where = constant_axes(graph, typing)
     families = tuple(prunable(typing, weighty(where, graph)))
-    names = unique_names(tuple(layer_name(family, graph, typing, where) for family in families))
+    makers, readers = tuple(makers_of(typing)), tuple(readers_of(graph, typing))
+    names = unique_names(tuple(layer_name(family, makers) or where[family[0]][0].tensor for family in families))
     groups = tuple(
         Group(
             name=name,
             dims=family,
             slices=tuple(dict.fromkeys(slot for dim in family for slot in where[dim])),
-            layers=layers_of(family, graph, typing),
+            layers=tuple(name for name, read in readers if not read.isdisjoint(family)),
             inexact=next((reason for dim in family if (reason := typing.solver.inexact(dim))), None),
         )
         for name, family in zip(names, families, strict=True)
@@ -302,41 +304,3 @@ def refusals_of(typing: Typing, where: Mapping[Dim, tuple[Slice, ...]]) -> Itera
             units.setdefault(reason, []).append(dim)
     for reason, alike in units.items():
         yield Refusal(len(alike), tuple(dict.fromkeys(slot for dim in alike for slot in where[dim])), reason)
-
-
-def layers_of(family: tuple[Dim, ...], graph: Graph, typing: Typing) -> tuple[str, ...]:
-    """Names of the nodes that read a constant which the group slices."""
-    wanted = set(family)
-    found = []
-    for node in graph.nodes:
-        for index, name in enumerate(node.inputs):
-            tensor = typing.at(node, index) if name in graph.constants else None
-            if tensor is not None and any(leaf in wanted for axis in typing.axes(tensor) for leaf in leaves(axis)):
-                found.append(node.name)
-                break
-    return tuple(found)
-
-
-def layer_name(family: tuple[Dim, ...], graph: Graph, typing: Typing, where: Mapping[Dim, tuple[Slice, ...]]) -> str:
-    """The first node that makes the channels from data and weights; else the first tensor sliced."""
-    wanted, known = set(family), typing.knowable
-
-    def holds(tensor: Tensor | None) -> bool:
-        return tensor is not None and any(leaf in wanted for axis in typing.axes(tensor) for leaf in leaves(axis))
-
-    for one in typing.stated:
-        weights = [tensor for tensor in one.op.tensors if tensor.name in known]
-        made = [tensor for tensor in one.op.results if tensor.name not in known]
-        if any(holds(weight) for weight in weights) and any(holds(result) for result in made):
-            return one.op.node.name
-    return where[family[0]][0].tensor
-
-
-def unique_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names that occur more than once get ":1", ":2" ... behind them."""
-    counts: dict[str, int] = {}
-    unique = []
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-        unique.append(f"{name}:{counts[name]}" if names.count(name) > 1 else name)
-    return tuple(unique)
