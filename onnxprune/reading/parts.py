@@ -14,22 +14,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
-from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxprune.reading.graph import ELEMENT_TYPES, FLOAT_TYPES, PRECISE_TYPES, constant_tensor, read_by
-from onnxprune.reading.numbers import byte_size, holding, is_elsewhere, numbers, without_numbers
+from onnxprune.reading.numbers import byte_size, holding, is_elsewhere, numbers
 
 PART_BYTES = 2**28
 """What the weights of a part take when it runs; a node whose weights alone take more is a part of its own."""
 
-GIVEN_ELEMENTS = 4096
-"""Weights of more elements are handed to ONNX Runtime where they lie in memory; smaller ones are in the model."""
+FED_ELEMENTS = 4096
+"""Float weights of more elements are inputs of their part."""
 
 FEEDS_AT_ONCE = 8
 """Runs that go through each part together, so that its weights are read once for all of them."""
-
-AS_THEY_ARE = ("session.disable_prepacking", "1")
-"""Keeps ONNX Runtime from a second copy of weights, which is for models that run often."""
 
 Live = dict[str, ort.OrtValue]
 """Tensors between parts."""
@@ -90,33 +87,33 @@ class PartedSession:
         last = {name: number for number, part in enumerate(self._parts) for name in part.inputs}
         outputs = {output.name for output in self._model.graph.output}
         for number, part in enumerate(self._parts):
-            session = self._session(part, lives[0])
+            weights = {name: self._constants[name] for name in part.constants if is_fed(self._constants[name])}
+            session = self._session(part, weights, lives[0])
+            fed = {name: value_of(numbers(tensor), tensor.data_type) for name, tensor in weights.items()}
             for live in lives:
-                found = session.run_with_ort_values(part.outputs, {name: live[name] for name in part.inputs})
+                found = session.run_with_ort_values(part.outputs, fed | {name: live[name] for name in part.inputs})
                 live.update(zip(part.outputs, found, strict=True))
                 for name in part.inputs:
                     if last[name] == number and name not in outputs:
                         del live[name]
-            del session  # before the next part has its weights
+            del session, fed  # before the next part has its weights
 
-    def _session(self, part: Part, live: Live) -> ort.InferenceSession:
-        """A session for one part, with its weights."""
+    def _session(self, part: Part, weights: Mapping[str, TensorProto], live: Live) -> ort.InferenceSession:
+        """A session for one part, which is fed with these weights and holds the others."""
         model = ModelProto(ir_version=max(self._model.ir_version, 4), opset_import=self._model.opset_import)
         model.functions.extend(self._model.functions)
         model.graph.name = "part"
         model.graph.node.extend(part.nodes)
         model.graph.input.extend(typed(name, live[name].data_type()) for name in part.inputs)
+        for name, tensor in weights.items():
+            model.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
         model.graph.output.extend(ValueInfoProto(name=name) for name in part.outputs)
-        options, given = self._options(), {}
-        options.add_session_config_entry(*AS_THEY_ARE)
         for name in part.constants:
-            tensor = self._constants[name]
-            if is_given(tensor):
-                given[name] = value_of(numbers(tensor), tensor.data_type)
-            model.graph.initializer.append(marked_as_given(tensor) if name in given else holding(tensor))
-            model.graph.initializer[-1].name = name
-        if given:
-            options.add_external_initializers(list(given), list(given.values()))
+            if name not in weights:
+                model.graph.initializer.append(holding(self._constants[name]))
+                model.graph.initializer[-1].name = name
+        options = self._options()
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         return ort.InferenceSession(model.SerializeToString(), options, providers=self._providers)
 
 
@@ -205,12 +202,9 @@ def running_bytes(tensor: TensorProto) -> int:
     return byte_size(tensor) + (4 * size if tensor.data_type in FLOAT_TYPES - PRECISE_TYPES or size > 2**20 else 0)
 
 
-def is_given(tensor: TensorProto) -> bool:
-    """Is the weight handed over where it lies in memory?"""
-    return int(np.prod(tensor.dims, dtype=np.int64)) > GIVEN_ELEMENTS and tensor.data_type in GIVEN_TYPES
-
-
-GIVEN_TYPES = FLOAT_TYPES | {TensorProto.INT64, TensorProto.INT32, TensorProto.INT8, TensorProto.UINT8}
+def is_fed(tensor: TensorProto) -> bool:
+    """Is the weight fed to its part, so that ONNX Runtime takes it where it lies and makes no copies that stay?"""
+    return int(np.prod(tensor.dims, dtype=np.int64)) > FED_ELEMENTS and tensor.data_type in FLOAT_TYPES
 
 
 def value_of(array: np.ndarray, element_type: int = 0) -> ort.OrtValue:
@@ -219,15 +213,6 @@ def value_of(array: np.ndarray, element_type: int = 0) -> ort.OrtValue:
         return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
     plain = np.asarray(array, order="C").view(f"u{array.dtype.itemsize}")
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(plain, element_type)
-
-
-def marked_as_given(tensor: TensorProto) -> TensorProto:
-    """The tensor as ONNX Runtime wants it whose numbers are handed over: as if they were in a file."""
-    made = without_numbers(tensor)
-    made.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "given"), ("offset", "0"), ("length", str(byte_size(tensor)))):
-        made.external_data.append(StringStringEntryProto(key=key, value=value))
-    return made
 
 
 def typed(name: str, kind: str) -> ValueInfoProto:

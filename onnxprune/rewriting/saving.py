@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -162,7 +163,7 @@ class DataFile:
         """Write all, a tensor at a time."""
         digest, end = hashlib.sha1(usedforsecurity=False), 0
         for name, tensor in self.tensors.items():
-            for chunk in (bytes(self.offsets[name] - end), *chunks_of(tensor)):
+            for chunk in chain([bytes(self.offsets[name] - end)], chunks_of(tensor)):
                 out.write(chunk)
                 if self.has_checksum:
                     digest.update(chunk)

@@ -212,7 +212,7 @@ def test_a_model_that_cannot_be_held_is_pruned_in_parts(
     source, expected = stored(tmp_path, places), pruned(build(TEXT))
     monkeypatch.setattr(numbers, "LARGEST_WHOLE", 0)
     monkeypatch.setattr(parts, "PART_BYTES", 0)
-    monkeypatch.setattr(parts, "GIVEN_ELEMENTS", 16)
+    monkeypatch.setattr(parts, "FED_ELEMENTS", 16)
     result = pruned(source)
     assert result.report.verdict.passed
     assert result.report.latency is None
