@@ -14,7 +14,7 @@ from onnxprune.job import PruneResult
 from onnxprune.reading.graph import Graph, Port, Shape
 from onnxprune.reading.observing import Session, moved, session_for
 from onnxprune.rewriting.zeroing import zeroed
-from onnxprune.verifying.verify import EQUALS_ZEROED, TOLERANCES, rounding_alone
+from onnxprune.verifying.equality import EQUALS_ZEROED, TOLERANCES, rounding_alone
 from tests.oracle import Feeds, assert_same_interface, assert_valid, largest_difference, parameters, random_input
 
 RATIO = 0.3
