@@ -187,6 +187,7 @@ def test_the_report_is_complete() -> None:
         "macs": "80%", "params": None, "size": None, "ratio": 0.1, "threshold": None, "criterion": "auto",
         "loss": "kl", "delta": 1.0, "order": 1, "probe samples": 4, "allocation": "curves", "rounds": None,
         "compensate": True, "seed": 3, "max drop": None, "confidence": None, "weights": None, "quantize": None,
+            "inexact": False,
     }  # fmt: skip
     assert report["loss_name"] == "cross-entropy"
     for figures in (report["original"], report["pruned"]):
