@@ -21,6 +21,7 @@ SAMPLE = (
     "sizes_pyramid.legacy",
     "sizes_windows.dynamo",
     "sklearn_classifier",
+    "sklearn_regressor",
     "timm_lcnet_050.legacy",
 )
 """Quick ones of each kind, which run by default."""

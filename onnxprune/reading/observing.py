@@ -238,9 +238,12 @@ def observe(
 
     known = given or {}
     inputs = {port.name: known.get(port.name, np.zeros(input_shapes[port.name], port.dtype)) for port in ports}
-    feeds = {port.name: value_of(inputs[port.name], port.element_type) for port in ports} | zeros(weights)
+    feeds: dict[str, Any] = {port.name: inputs[port.name] for port in ports} | zeros(weights)
+    for port in ports:
+        if port.dtype.kind != "O":  # words come as they are
+            feeds[port.name] = value_of(inputs[port.name], port.element_type)
     session = whole_session(structure, keep_memory=False)
-    found = [value.numpy() for value in session.run_with_ort_values([o.name for o in structure.graph.output], feeds)]
+    found = session.run([output.name for output in structure.graph.output], feeds)
     shapes = {name: tuple(int(size) for size in shape) for name, shape in zip(tensors, found, strict=False)}
     shapes |= {port.name: tuple(input_shapes[port.name]) for port in ports}
     numbers = zip(countable, found[len(tensors) :], strict=True)
