@@ -267,7 +267,7 @@ def test_verify_proves_a_pruned_model(done: Run) -> None:
     """A line for each check, as a table or as JSON."""
     done("model.onnx out.onnx --plan plan.json --criterion magnitude --quiet")
     outcome = done("verify model.onnx out.onnx --plan plan.json --data data.npz")
-    assert [line.split()[0] for line in outcome.out.splitlines()] == ["ok"] * 5
+    assert [line.split()[0] for line in outcome.out.splitlines()] == ["ok"] * 6
     found = json.loads(done("verify model.onnx out.onnx --plan plan.json --json").out)
     assert all(check["passed"] for check in found["checks"])
 
