@@ -166,13 +166,13 @@ def test_probes_share_runs_where_samples_lie_one_behind_the_other(kind: str, gro
     assert cut.shares_runs == SHARING[kind, group]
 
 
-ONE_PROBE_A_RUN = ("gru_torch", "lstm_keras", "lstm_torch", "mlp_sklearn")
-"""Their gates sit in weights, or behind an operator without a rule, where samples cannot be told apart."""
+ONE_PROBE_A_RUN = ("gru_torch", "lstm_keras", "lstm_torch")
+"""Their gates sit in weights, which all rows of a run share."""
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_probes_of_bundled_models_share_runs(name: str) -> None:
-    """But for those of recurrent layers, and those behind operators that no rule describes."""
+    """But for those of recurrent layers."""
     couplings = bundled(name)
     outputs = [port.name for port in couplings.graph.outputs]
     shares = all(cut_for(couplings, group.dims, outputs).shares_runs for group in couplings.groups)
