@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+import onnxprune
 from fixtures.catalog import ZOO, Entry
 from onnxprune.errors import OnnxPruneError
-from tests.acceptance import accept
+from tests.acceptance import RATIO, accept, assert_sound
+from tests.oracle import parameters
 
 SAMPLE = (
     "decoder.legacy",
@@ -46,6 +48,15 @@ def test_every_architecture_is_pruned(name: str, tmp_path: Path) -> None:
     """It is valid, equal to the zeroed original at three sizes, and has lost what it should."""
     entry = Entry(name)
     accept(entry, entry.load(tmp_path))
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", SHORT)
+def test_what_is_not_exact_is_pruned_when_asked_for(name: str, tmp_path: Path) -> None:
+    """With `--inexact` the others lose weights too, and equal the original with its means over what stays."""
+    result = onnxprune.prune(Entry(name).load(tmp_path), criterion="magnitude", ratio=RATIO, inexact=True)
+    assert_sound(result)
+    assert parameters(result.model) < 0.65 * parameters(result.couplings.graph.model)
 
 
 def test_sample_and_shortcomings_name_models() -> None:
