@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.reading.read import read
@@ -13,6 +16,13 @@ from onnxprune.reading.read import read
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 MODELS = tuple(sorted(path.stem for path in FIXTURES.glob("*.onnx")))
 CLASSIFIERS = tuple(name for name in MODELS if name != "unet_torch")
+TWINS = ("resnet_dynamo", "vit_dynamo")
+"""The same networks as others among them, as another exporter writes them."""
+
+
+def twins_later(names: Iterable[str]) -> list[Any]:
+    """The names as parameters of a test that takes its time: those of twins are for the slow run."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in TWINS else []) for name in names]
 
 
 def model_path(name: str) -> Path:

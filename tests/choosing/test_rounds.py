@@ -137,7 +137,7 @@ def in_rounds(name: str, macs: float, rounds: int) -> PruneResult:
     [
         ("mlp_torch", 0.3),
         ("mlp_sklearn", 0.1),
-        ("resnet_dynamo", 0.3),
+        pytest.param("resnet_dynamo", 0.3, marks=pytest.mark.slow),
         pytest.param("gru_torch", 0.3, marks=pytest.mark.slow),
         pytest.param("vit_torchscript", 0.3, marks=pytest.mark.slow),
     ],

@@ -15,7 +15,7 @@ import onnxprune
 from onnxprune.cli import main
 from onnxprune.probing.sensitivities import Criterion
 from onnxprune.reading.read import read
-from tests.bundled import MODELS, digits, model_path
+from tests.bundled import MODELS, digits, model_path, twins_later
 from tests.cli.conftest import Run
 
 
@@ -206,7 +206,7 @@ def test_quiet_prints_nothing(line: str, flag: str, done: Run) -> None:
     assert (outcome.out, outcome.err) == ("", "")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", twins_later(MODELS))
 def test_apply_repeats_a_pruning_bit_for_bit(name: str, done: Run) -> None:
     """A plan makes the same file again."""
     np.savez("few.npz", **digits(name, 16))

@@ -16,7 +16,7 @@ from onnxprune import OnnxPruneError, Plan, PruneResult, apply, prune
 from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.pipeline import compare
 from onnxprune.reading.observing import session_for
-from tests.bundled import CLASSIFIERS, MODELS, digits, model_path
+from tests.bundled import CLASSIFIERS, MODELS, digits, model_path, twins_later
 from tests.models import build
 
 SAMPLES = 32
@@ -27,7 +27,7 @@ def pruned(name: str = "mlp_torch", **options: object) -> PruneResult:
     return prune(model_path(name), digits(name, SAMPLES), **options)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", twins_later(MODELS))
 def test_every_bundled_model_is_pruned_to_60_percent_of_its_macs(name: str) -> None:
     """The result passes its verification, is smaller, and computes something close to the original."""
     result = pruned(name, macs="60%", probe_samples=8)
@@ -41,7 +41,7 @@ def test_every_bundled_model_is_pruned_to_60_percent_of_its_macs(name: str) -> N
     onnx.checker.check_model(result.model, full_check=True)
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", twins_later(CLASSIFIERS))
 def test_accuracy_is_that_of_the_models(name: str) -> None:
     """The reported accuracies are what ONNX Runtime's outputs say."""
     result, arrays = pruned(name, macs="80%", criterion="magnitude"), digits(name, SAMPLES)

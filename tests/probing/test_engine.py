@@ -20,7 +20,7 @@ from onnxprune.probing.engine.sizes import demand_of
 from onnxprune.probing.engine.tasks import Probe
 from onnxprune.probing.gates import gates_of
 from onnxprune.probing.losses import prepare_loss
-from tests.bundled import CLASSIFIERS, MODELS, bundled, digits
+from tests.bundled import CLASSIFIERS, MODELS, TWINS, bundled, digits
 from tests.models import build
 from tests.oracle import coupled
 from tests.probing.engines import (
@@ -31,7 +31,6 @@ from tests.probing.engines import (
     question,
     questions_about,
 )
-from tests.probing.test_exactness import TWINS
 from tests.rewriting.test_random_graphs import QUIETLY, networks
 
 SAMPLES = 10

@@ -15,16 +15,13 @@ from onnxprune.probing.engine.means import Means
 from onnxprune.probing.engine.tasks import Probe
 from onnxprune.probing.losses import prepare_loss
 from onnxprune.probing.probe import probe
-from tests.bundled import MODELS, bundled, digits
+from tests.bundled import MODELS, TWINS, bundled, digits
 from tests.probing.engines import exact, without
 from tests.probing.losses import IN_NUMPY, Outputs, furthest, furthest_mean, outputs_of
 
 SAMPLES = 8
 FEW_CHANNELS = 3
 TOLERANCE = {"rel": 2e-4, "abs": 2e-5}
-
-TWINS = ("resnet_dynamo", "vit_dynamo")
-"""The same networks as another exporter writes them."""
 
 CASES = [
     (name, loss)

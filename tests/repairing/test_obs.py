@@ -98,7 +98,9 @@ def test_duplicates_go_for_free() -> None:
     assert scores[cheap].max() < 0.2 * np.delete(scores, cheap).min()
 
 
-@pytest.mark.parametrize("name", ["resnet_dynamo", pytest.param("vit_torchscript", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet_dynamo", "vit_torchscript")]
+)
 def test_it_keeps_more_than_magnitude_where_layers_are_many(name: str) -> None:
     """On digits that no layer was fitted to, all widths alike, with layers refitted, at a third of the MACs."""
     with np.load(FIXTURES / "digits" / "test.npz") as archive:
