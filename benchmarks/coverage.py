@@ -158,7 +158,9 @@ def row_of(entry: Entry) -> Row:
         except Unavailable as failure:
             return row | {"verdict": f"not to be had: {failure}"}
         except (OnnxPruneError, AssertionError) as failure:
-            return row | {"verdict": " ".join(str(failure).split("\n")[:2]) or "an assertion failed"}
+            return row | {
+                "verdict": " ".join(line.strip(" -") for line in str(failure).split("\n")[:2]) or "an assertion failed"
+            }
         except Exception as failure:  # whatever it is, it is a defect and goes into the table
             return row | {"verdict": f"{type(failure).__name__}: {(str(failure).splitlines() or [''])[0]}"}
         report = result.report
