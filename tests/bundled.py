@@ -20,9 +20,10 @@ TWINS = ("resnet_dynamo", "vit_dynamo")
 """The same networks as others among them, as another exporter writes them."""
 
 
-def twins_later(names: Iterable[str]) -> list[Any]:
-    """The names as parameters of a test that takes its time: those of twins are for the slow run."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in TWINS else []) for name in names]
+def twins_later(names: Iterable[str], *, and_also: Iterable[str] = ()) -> list[Any]:
+    """The names as parameters of a test that takes its time: twins, `and_also` others, are for the slow run."""
+    late = {*TWINS, *and_also}
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in late else []) for name in names]
 
 
 def model_path(name: str) -> Path:

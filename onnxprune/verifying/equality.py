@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import ModelProto
@@ -103,13 +103,17 @@ def other_sizes(
 
 
 def arbitrated(check: Check, reference: ModelProto, pruned: ModelProto, sample: Calibration) -> Check:
-    """Where float32 outputs differ: does float64 say of every sample that rounding is all there is to it?"""
+    """Where float32 outputs differ: does float64 say of these samples that rounding is all there is to it?"""
     if not fits_whole(reference):
         return check
-    apart = 0.0
+    sessions, apart = (session_for(reference), session_for(pruned)), 0.0
+    names = [output.name for output in sessions[0].get_outputs() if output.type.startswith("tensor(")]
     for samples in sample.batches(SAMPLES_A_RUN):
+        feeds = sample.at(sample.filled(samples))
         try:
-            found = rounding_alone(reference, pruned, sample.at(sample.filled(samples)))
+            if within_tolerance(*(session.run(names, feeds) for session in sessions)):
+                continue
+            found = rounding_alone(reference, pruned, feeds)
         except Exception:  # an operator that the reference implementation lacks: float32 has the last word
             return check
         if found is None:
@@ -117,6 +121,12 @@ def arbitrated(check: Check, reference: ModelProto, pruned: ModelProto, sample: 
         apart = max(apart, found)
     detail = f"{check.detail} in float32, whose rounding this model amplifies; by {apart:.1e} in float64"
     return Check(check.name, True, detail)
+
+
+def within_tolerance(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> bool:
+    """Are all these outputs as near to one another as they must be, each by its own largest number here?"""
+    pairs = zip(wanted, found, strict=True)
+    return all(largest_difference(b, a) <= TOLERANCES.get(a.dtype.name, 0.0) * largest_number(a) for a, b in pairs)
 
 
 def rounding_alone(reference: ModelProto, pruned: ModelProto, feeds: Mapping[str, np.ndarray]) -> float | None:

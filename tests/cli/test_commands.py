@@ -206,7 +206,7 @@ def test_quiet_prints_nothing(line: str, flag: str, done: Run) -> None:
     assert (outcome.out, outcome.err) == ("", "")
 
 
-@pytest.mark.parametrize("name", twins_later(MODELS))
+@pytest.mark.parametrize("name", twins_later(MODELS, and_also=("gru_torch", "resnet_torchscript", "unet_torch")))
 def test_apply_repeats_a_pruning_bit_for_bit(name: str, done: Run) -> None:
     """A plan makes the same file again."""
     np.savez("few.npz", **digits(name, 16))

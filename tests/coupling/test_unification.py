@@ -104,7 +104,7 @@ class World:
 
 
 @given(systems(), st.integers(0, 1000))
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_every_equation_holds_position_by_position(equations: list[tuple[Text, Text]], seed: int) -> None:
     """Whatever is removed from the solution's free Dims, both sides of every equation lose the same positions."""
     world = World().tell(equations)
@@ -131,7 +131,7 @@ def lookups(draw: st.DrawFn) -> tuple[Text, Text, tuple[int, ...]]:
 
 
 @given(systems(), lookups(), systems(most=2), st.integers(0, 1000))
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_what_is_looked_up_goes_with_what_it_is_found_in(
     before: list[tuple[Text, Text]],
     lookup: tuple[Text, Text, tuple[int, ...]],
@@ -200,7 +200,7 @@ def positions(text: Text) -> list[object]:
 
 
 @given(systems(), st.randoms(use_true_random=False))
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_order_does_not_matter(equations: list[tuple[Text, Text]], random: object) -> None:
     """In whichever order equations come, they give the same solution wherever both orders leave everything free."""
     shuffled = list(equations)

@@ -380,14 +380,14 @@ def check(text: str, seed: int) -> None:
 
 
 @given(networks(images=True, most=8), st.integers(0, 99))
-@settings(max_examples=250, suppress_health_check=QUIETLY)
+@settings(max_examples=120, suppress_health_check=QUIETLY)
 def test_random_image_networks(text: str, seed: int) -> None:
     """Convolutions, joined, cut, shuffled and gated in any way, are pruned exactly."""
     check(text, seed)
 
 
 @given(networks(images=False, most=8), st.integers(0, 99))
-@settings(max_examples=250, suppress_health_check=QUIETLY)
+@settings(max_examples=120, suppress_health_check=QUIETLY)
 def test_random_sequence_networks(text: str, seed: int) -> None:
     """Dense layers, attention and recurrent layers, joined and cut in any way, are pruned exactly."""
     check(text, seed)

@@ -106,7 +106,7 @@ def networks(draw: st.DrawFn) -> str:
 
 
 @given(networks(), st.integers(0, 99))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_however_a_shape_is_computed_it_comes_out_right(text: str, seed: int) -> None:
     """Numbers that were stored and numbers that are measured agree after pruning, at every batch size."""
     note(text)
