@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 from onnx import ModelProto
@@ -66,11 +66,11 @@ def equals_zeroed(pruned: Session, wanted: list[dict[str, np.ndarray]], sample: 
     return top, Check(EQUALS_ZEROED, True, f"largest relative difference {top:.1e}")
 
 
-def every_branch(reference: ModelProto, pruned: ModelProto, sample: Calibration) -> Check:
+def every_branch(reference: ModelProto, pruned: ModelProto, sample: Calibration, settled: Set[str]) -> Check:
     """Do both agree whichever branch is taken, not only where the samples lead? Where the original runs at all."""
     name, ran = "equals it in every branch", 0
     for way in (True, False):
-        blank, other = decided(reference, way), decided(pruned, way)
+        blank, other = decided(reference, way, settled), decided(pruned, way, settled)
         try:
             wanted = outputs_by_batch(session_for(blank), sample)
         except Exception:  # the samples do not suit this branch

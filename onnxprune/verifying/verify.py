@@ -113,8 +113,9 @@ def verify(couplings: Couplings, plan: Plan, pruned: ModelProto, data: Data | Ca
         if not equality.passed and np.isfinite(difference):
             equality = arbitrated(equality, reference, exact, sample)
         checks.append(equality)
-        if equality.passed and forked(exact):
-            checks.append(every_branch(reference, exact, sample))
+        settled = couplings.typing.knowable
+        if equality.passed and forked(exact, settled):
+            checks.append(every_branch(reference, exact, sample, settled))
         if equality.passed and couplings.typing.other_shapes and not isinstance(plain, PartedSession):
             checks.append(other_sizes(blank, plain, reference, exact, couplings))
     return Verdict(tuple(checks), difference, len(sample))

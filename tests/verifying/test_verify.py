@@ -104,6 +104,24 @@ def test_branches_that_the_samples_do_not_take_are_checked() -> None:
     assert failed(verify(couplings, plan, model)) == [BRANCHES]
 
 
+def test_a_branch_that_shapes_rule_out_need_not_agree() -> None:
+    """Where the shapes alone decide, no sample leads to the other branch, whatever its widths."""
+    model = build(
+        """
+        a = MatMul(x[N,1,4], w1[4,8])
+        n = Shape<start=1, end=2>(a)
+        c = Equal(n, one{1})
+        b = If(c) <
+            then_branch = first () => (float[N,8] p) { p = Squeeze(a, ax{1}) },
+            else_branch = second () => (float[N,8] q) { d = Squeeze(x, ax2{1}) q = MatMul(d, w3[4,8]) }>
+        y = MatMul(b, w2[8,3])
+        """
+    )
+    couplings = couple(read(model))
+    plan = choose(couplings, magnitudes(couplings, couplings.groups), Targets(ratio=0.5))
+    assert verify(couplings, plan, rewrite(couplings, plan)).passed
+
+
 def weight(model: ModelProto, name: str) -> TensorProto:
     return next(tensor for tensor in model.graph.initializer if tensor.name == name)
 
