@@ -242,7 +242,7 @@ def test_no_more_processes_than_the_memory_holds() -> None:
             assert one.processes(1000.0) == expected
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_workers_go_with_their_parent(number: int, tmp_path: Path) -> None:
     """However it ends: they would hold its pipes open, and their memory."""
     environment = os.environ | {"TMPDIR": str(tmp_path)}
