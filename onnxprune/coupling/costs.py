@@ -42,12 +42,73 @@ class Polynomial:
 
 
 @dataclass(frozen=True, slots=True)
+class Stair:
+    """A cost that counts each of these Dims in whole steps of so many positions."""
+
+    polynomial: Polynomial
+    steps: Mapping[Dim, int]
+
+    def at(self, widths: Mapping[Dim, int]) -> float:
+        """The cost."""
+        whole = {dim: in_steps(widths.get(dim, dim.size), step) for dim, step in self.steps.items()}
+        return self.polynomial.at({**widths, **whole})
+
+
+@dataclass(frozen=True, slots=True)
+class Staircase:
+    """A sum of such costs, and of one that never changes."""
+
+    parts: tuple[Stair, ...]
+    constant: float = 0.0
+
+    def at(self, widths: Mapping[Dim, int]) -> float:
+        """The cost when each Dim in `widths` has that width and every other its own size."""
+        return self.constant + sum(part.at(widths) for part in self.parts)
+
+    def touching(self, dims: frozenset[Dim]) -> Staircase:
+        """Only the parts that depend on one of `dims`."""
+        return Staircase(tuple(part for part in self.parts if part.polynomial.touching(dims).terms))
+
+    def instead(self, dims: Mapping[Dim, Dim]) -> Staircase:
+        """The same cost with other Dims in the places of these."""
+        return Staircase(
+            tuple(
+                Stair(
+                    Polynomial(
+                        tuple(
+                            Term(term.owner, term.factor, tuple(replaced(axis, dims) for axis in term.axes))
+                            for term in part.polynomial.terms
+                        ),
+                        part.polynomial.constant,
+                    ),
+                    {dims.get(dim, dim): step for dim, step in part.steps.items()},
+                )
+                for part in self.parts
+            ),
+            self.constant,
+        )
+
+
+Price = Polynomial | Staircase
+
+
+def in_steps(width: int, step: int) -> int:
+    """The width, rounded up to whole steps."""
+    return -(-width // step) * step
+
+
+@dataclass(frozen=True, slots=True)
 class Costs:
-    """Multiply-accumulates of one sample, parameters (learned numbers, plain or quantised), and bytes of the file."""
+    """
+    Multiply-accumulates of one sample, parameters (learned numbers, plain or quantised), and bytes of the file.
+
+    `latency`, in milliseconds, is there once it was measured.
+    """
 
     macs: Polynomial
     params: Polynomial
     bytes: Polynomial
+    latency: Staircase | None = None
 
 
 def costs_of(graph: Graph, typing: Typing) -> Costs:
@@ -56,7 +117,7 @@ def costs_of(graph: Graph, typing: Typing) -> Costs:
     macs = []
     for op, fact in facts_where(typing, Macs):
         axes = tuple(typing.solver.resolve(axis) for axis in fact.factors)
-        macs.append(Term(op.node.name, 1.0, tuple(without(axis, batch) for axis in axes)))
+        macs.append(Term(op.node.name, 1.0, tuple(replaced(axis, dict.fromkeys(batch, Dim(1))) for axis in axes)))
     params, sizes, stored = [], [], 0.0
     for name, constant in graph.constants.items():
         axes = typing.axes(first_typed(name, graph, typing))
@@ -77,15 +138,15 @@ def batch_dims(graph: Graph, typing: Typing) -> frozenset[Dim]:
     return frozenset(leaf for first in firsts for leaf in leaves(typing.solver.resolve(first)))
 
 
-def without(axis: Axis, dims: frozenset[Dim]) -> Axis:
-    """The axis with the given Dims one position wide."""
+def replaced(axis: Axis, dims: Mapping[Dim, Dim]) -> Axis:
+    """The axis with other Dims in the places of these."""
     match axis:
         case Dim():
-            return Dim(1) if axis in dims else axis
+            return dims.get(axis, axis)
         case Sum(parts):
-            return sum_of(without(part, dims) for part in parts)
+            return sum_of(replaced(part, dims) for part in parts)
         case Product(factors):
-            return product_of(without(factor, dims) for factor in factors)
+            return product_of(replaced(factor, dims) for factor in factors)
 
 
 def first_typed(name: str, graph: Graph, typing: Typing) -> Tensor:

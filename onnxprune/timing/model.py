@@ -1,0 +1,188 @@
+"""
+A model of latency: what a network takes at widths that it does not have yet.
+
+Each layer is timed by itself at a few widths of each of its groups. In between, its time is a sum
+
+    a · 1  +  b · multiplications  +  c · numbers read  +  d · numbers made  +  e · weights,     a ... e ≥ 0
+
+with all widths counted in whole stairs, fitted by least squares of relative errors. What layers take where they stand,
+side by side with others, is told by a profile of the whole model, and scales each one's sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+from onnxprune.coupling.costs import Polynomial, Price, Stair, Staircase, Term, replaced
+from onnxprune.coupling.couple import Couplings, Group
+from onnxprune.coupling.types import facts_where
+from onnxprune.probing.calibration import Calibration
+from onnxprune.rules.axes import Axis, Dim
+from onnxprune.rules.facts import Macs
+from onnxprune.timing.kernels import Kernel, numbered, profiled
+from onnxprune.timing.layers import Layer, Layers, numbers_of
+from onnxprune.timing.setting import Setting
+from onnxprune.timing.stairs import Stairs, at_width
+from onnxprune.timing.times import LayerTimes
+from onnxprune.timing.whole import latency, run_at
+
+SHARES = (1.0, 0.75, 0.5, 0.25)
+"""Of each group, the widths at which layers are timed: all groups together, and each by itself."""
+
+PROFILE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """
+    `cost` are milliseconds of a run in the widths of Dims; `deviation` is how far the layers' times lie from it, on
+    average, as a share. `timed` of so many `layers` could be timed by themselves: the others count as they are.
+    """
+
+    cost: Staircase
+    deviation: float
+    timed: int
+    layers: int
+
+
+def latency_model(
+    couplings: Couplings,
+    groups: Sequence[Group],
+    stairs: Mapping[str, Stairs],
+    times: LayerTimes,
+    calibration: Calibration,
+    setting: Setting,
+) -> LatencyModel:
+    """
+    The latency of the model in the widths of these groups.
+
+    Raises:
+        ModelError: ONNX Runtime does not take the model.
+    """
+    layers = times.layers
+    in_place = times_in_place(couplings, layers, calibration, setting)
+    whole = latency([couplings.graph.model], calibration, setting)
+    assert whole is not None
+    scale = whole.milliseconds[0] / max(sum(in_place.values()), 1e-9)
+    parts, deviations, constant = [], [], 0.0
+    for number, layer in enumerate(layers.all):
+        here = scale * in_place.get(number, 0.0)
+        fitted = fit(layer, groups, stairs, times) if here else None
+        if fitted is None:
+            constant += here
+            continue
+        stair, deviation = fitted
+        parts.append(scaled(stair, here / max(stair.at({}), 1e-9)))
+        deviations.append((deviation, here))
+    constant += scale * in_place.get(None, 0.0)
+    shares = np.array(deviations).reshape(-1, 2)
+    deviation = float(np.average(shares[:, 0], weights=shares[:, 1])) if shares.size else 0.0
+    return LatencyModel(Staircase(tuple(parts), constant), deviation, len(parts), len(layers.all))
+
+
+def times_in_place(
+    couplings: Couplings, layers: Layers, calibration: Calibration, setting: Setting
+) -> dict[int | None, float]:
+    """Milliseconds of each layer, by its number, in a run of the whole model; None: what is no layer's."""
+    feeds, _ = run_at(calibration, setting)
+    (kernels,) = profiled(
+        [numbered(couplings.graph.model, numbers_of(couplings))], [feeds], setting, seconds=PROFILE_SECONDS
+    )
+    return by_layer(kernels, layers)
+
+
+def by_layer(kernels: Sequence[Kernel], layers: Layers) -> dict[int | None, float]:
+    """Milliseconds of the kernels, added up layer by layer."""
+    layer_of = {position: number for number, layer in enumerate(layers.all) for position in layer.positions}
+    found: dict[int | None, float] = {}
+    for kernel in kernels:
+        number = None if kernel.number is None else layer_of.get(kernel.number)
+        found[number] = found.get(number, 0.0) + kernel.microseconds / 1000
+    return found
+
+
+def fit(
+    layer: Layer, groups: Sequence[Group], stairs: Mapping[str, Stairs], times: LayerTimes
+) -> tuple[Stair, float] | None:
+    """The layer's time in microseconds, and the mean deviation; None where no group bears on it or it is not timed."""
+    own = [group for group in groups if not layer.dims.isdisjoint(group.dims)]
+    points = list(dict.fromkeys(points_of(own, stairs)))
+    if len(points) < 2:
+        return None
+    widths = [dims_at(own, point) for point in points]
+    found = times.of(layer, widths)
+    if found is None or not found.own.all():
+        return None
+    steps = {dim: stairs[group.name].edge for group in own if len(group.dims) == 1 for dim in group.dims}
+    features = [Stair(feature, steps) for feature in features_of(layer, times.layers)]
+    table = np.array([[feature.at(one) for feature in features] for one in widths])
+    relative = table / found.own[:, None]
+    size = np.maximum(relative.max(0), 1e-30)
+    factors = nnls(relative / size, np.ones(len(points)))[0] / size
+    deviation = float(np.abs(table @ factors / found.own - 1).mean())
+    terms = [
+        Term(term.owner, term.factor * factor, term.axes)
+        for feature, factor in zip(features, factors, strict=True)
+        for term in feature.polynomial.terms
+        if factor
+    ]
+    return Stair(Polynomial(tuple(terms)), steps), deviation
+
+
+def points_of(groups: Sequence[Group], stairs: Mapping[str, Stairs]) -> Iterator[tuple[int, ...]]:
+    """Widths of the groups: all at the same share, and each alone."""
+    full = [group.size for group in groups]
+    for share in SHARES:
+        narrow = [nearest(stairs[group.name].widths, share * group.size) for group in groups]
+        yield tuple(narrow)
+        for number in range(len(groups)):
+            yield tuple(narrow[at] if at == number else full[at] for at in range(len(groups)))
+
+
+def nearest(widths: Sequence[int], wanted: float) -> int:
+    """The width that is nearest, of two the wider."""
+    return min(reversed(widths), key=lambda width: abs(width - wanted))
+
+
+def dims_at(groups: Sequence[Group], widths: Sequence[int]) -> dict[Dim, int]:
+    """Widths of groups as widths of Dims."""
+    return {
+        dim: size for group, width in zip(groups, widths, strict=True) for dim, size in at_width(group, width).items()
+    }
+
+
+def features_of(layer: Layer, layers: Layers) -> tuple[Polynomial, ...]:
+    """What the layer's time is a sum of: one, multiplications, numbers read, numbers made, weights."""
+    typing = layers.couplings.typing
+    sizes = {dim: Dim(width) for dim, width in layers.at_batch.items()}
+
+    def term(axes: Sequence[Axis]) -> Term:
+        return Term(layer.name, 1.0, tuple(replaced(typing.solver.resolve(axis), sizes) for axis in axes))
+
+    inside = set(layer.positions)
+    macs = [
+        term(fact.factors) for op, fact in facts_where(typing, Macs) if layers.couplings.graph.in_main(op.node.position) in inside
+    ]
+    read, made, weights = [], [], []
+    for position in layer.positions:
+        op = typing.stated[position].op
+        for tensor in op.tensors:
+            (weights if tensor.name in typing.knowable else read).append(term(tensor.axes))
+        made.extend(term(tensor.axes) for tensor in op.results)
+    one = Term(layer.name, 1.0, ())
+    return tuple(Polynomial(tuple(terms)) for terms in ([one], macs, read, made, weights))
+
+
+def scaled(stair: Stair, factor: float) -> Stair:
+    """The same cost, so many times."""
+    terms = tuple(Term(term.owner, term.factor * factor, term.axes) for term in stair.polynomial.terms)
+    return Stair(Polynomial(terms), stair.steps)
+
+
+def carried_over(cost: Price, again: Mapping[Dim, Dim]) -> Price:
+    """The cost in the Dims of a model that was pruned."""
+    return cost.instead(again) if isinstance(cost, Staircase) else cost
