@@ -18,7 +18,7 @@ from onnxprune.pruner import Pruned, absolute
 from onnxprune.quantizing.quantize import check_quantized, quantize
 from onnxprune.reading.functions import Inlining, inlined
 from onnxprune.reading.read import read
-from onnxprune.reporting.measuring import Session, figures, notes_on, parameter_count
+from onnxprune.reporting.measuring import Session, figures, notes_on, notes_on_speed, parameter_count
 from onnxprune.reporting.report import GroupReport, QuantizedFigures, Report, Settings, WeightsFigures
 from onnxprune.rewriting.outlining import Outlined, outlined
 from onnxprune.rewriting.saving import written_bytes
@@ -28,8 +28,10 @@ from onnxprune.sparsifying.sparse_form import as_sparse
 from onnxprune.sparsifying.sparsify import Criterion, Sparsified, sparsify
 from onnxprune.sparsifying.sparsity import Sparsity
 from onnxprune.sparsifying.weighing import weights_report
+from onnxprune.timing.speed import speed_of
+from onnxprune.timing.whole import latency
 from onnxprune.verifying.check import Check
-from onnxprune.verifying.measure import distance, latency
+from onnxprune.verifying.measure import distance
 from onnxprune.verifying.verify import verify
 
 
@@ -195,7 +197,9 @@ def finished(
         original = figures(session, couplings.graph.model, couplings.graph.file_bytes, session.outputs)
         after = outputs_of(dense, session.calibration, threads=session.threads)
         smaller = figures(session, dense, written_bytes(dense, couplings.graph), after, plan=plan)
-        timed = latency((couplings.graph.model, dense), session.calibration, threads=session.threads)
+        timed = latency((couplings.graph.model, dense), session.calibration, session.setting)
+        widths = {dim: len(stay) for dim, stay in plan.kept(couplings).items()}
+        speed = speed_of(couplings, dense, widths, session.calibration, session.setting, timed) if timed else None
         zeros = weights_measured(session, made, plan) if made.thinned else None
         eight_bits = quantized_measured(session, made, plan) if made.quantized else None
     groups = group_reports(couplings, plan)
@@ -207,6 +211,7 @@ def finished(
         original=original,
         pruned=smaller,
         latency=timed,
+        speed=speed,
         distance=distance(session.outputs, after),
         groups=tuple(group for group in groups if not group.inexact or group.after < group.before),
         skipped={group.name: group.inexact for group in groups if group.inexact and group.after == group.before},
@@ -220,6 +225,7 @@ def finished(
             *couplings.graph.notes,
             *notes,
             *notes_on_functions(made),
+            *notes_on_speed(session, speed, timed),
             *notes_on(session, plan, made.pruned.scores, thinned=made.thinned is not None),
         ),
         seconds=clock.seconds,
@@ -264,6 +270,6 @@ def quantized_measured(session: Session, made: Made, plan: Plan) -> QuantizedFig
     measured = figures(session, model, written_bytes(model, session.couplings.graph), outputs, plan=plan)
     return QuantizedFigures(
         figures=replace(measured, params=float(parameter_count(made.floats))),
-        latency=latency((session.couplings.graph.model, model), session.calibration, threads=session.threads),
+        latency=latency((session.couplings.graph.model, model), session.calibration, session.setting),
         distance=distance(session.outputs, outputs),
     )

@@ -30,6 +30,8 @@ from onnxprune.reading.read import Model, read
 from onnxprune.reporting.measuring import Session, open_session
 from onnxprune.reporting.report import Report, Settings
 from onnxprune.rewriting.saving import save_model
+from onnxprune.timing.stairs import Stairs
+from onnxprune.timing.timing import Timing, fast_widths_of, latency_of_widths
 
 DEFAULT_MACS = 0.7
 NO_TARGET = f"No target was given: the target is {DEFAULT_MACS:.0%} of the MACs (--macs {DEFAULT_MACS:.0%})."
@@ -149,6 +151,7 @@ class Job:
             "macs": spelled(options.macs),
             "params": spelled(options.params),
             "size": spelled(options.size),
+            "latency": spelled(options.latency),
             "ratio": options.ratio,
             "threshold": options.threshold,
             "max drop": self.judge.allowed.limit if self.judge else None,
@@ -159,6 +162,8 @@ class Job:
             "weights": None if options.weights is None else str(options.weights),
             "quantize": options.quantize,
             "inexact": options.inexact,
+            "multiple of": options.multiple_of,
+            "setting": options.setting.words,
             "seed": options.seed,
         }
         if scores is not None:
@@ -183,6 +188,7 @@ def begin(model: Model, data: Data | None, options: Options, progress: Progress 
         refuse_quantized(options, couplings)
         scores = scores_given(options, couplings)
         samples = gather(couplings.graph, arrays, labels=options.labels, seed=options.seed)
+    timing, couplings = timed(couplings, samples, options, clock)
     check_parts(couplings, options, has_data=data is not None)
     searches = not targets.any and weights is None and (data is not None or options.max_drop is not None)
     with clock.stage("run the original"):
@@ -196,9 +202,31 @@ def begin(model: Model, data: Data | None, options: Options, progress: Progress 
     bounded = searches or bool(options.targets.bounds(couplings.costs))
     has_curves = bounded and session.judged_by is not None and fits_whole(couplings.graph.model)
     recipe = options.recipe(has_data=data is not None, has_curves=has_curves)
+    recipe = replace(recipe, limits=timing.within(recipe.limits))
     if searches and recipe.rounds is None:  # a dozen models are made: each from what was measured once
         recipe = replace(recipe, rounds=1)
     return Job(options, Pruner(session, recipe, clock, scores), clock, judge, searches, tuple(notes))
+
+
+def timed(couplings: Couplings, samples: Calibration, options: Options, clock: Clock) -> tuple[Timing, Couplings]:
+    """What is timed before channels are chosen, fast widths and a bounded latency; and the couplings with it."""
+    setting = options.setting
+    any_targets = options.targets.any or options.removed_weights is None
+    if not any_targets or not fits_whole(couplings.graph.model):
+        if options.latency is not None:
+            refuse_parts(couplings.graph.model, "a bound on the latency")
+        return Timing(setting), couplings
+    groups = groups_to_prune(couplings, options.limits)
+    stairs: Mapping[str, Stairs] = {}
+    if options.multiple_of == "auto" or options.latency is not None:
+        with clock.stage("time widths of layers"):
+            stairs = fast_widths_of(couplings, groups, setting, clock.progress)
+    found = Timing(setting, stairs if options.multiple_of == "auto" else {})
+    if options.latency is not None:
+        with clock.stage("time layers"):
+            model = latency_of_widths(couplings, groups, stairs, samples, setting, clock.progress)
+        found = replace(found, model=model)
+    return found, found.priced(couplings)
 
 
 def check_parts(couplings: Couplings, options: Options, *, has_data: bool) -> None:
@@ -275,7 +303,7 @@ def scores_given(options: Options, couplings: Couplings) -> Sensitivities | None
 def session_for_pruning(couplings: Couplings, data: Data | Calibration | None, options: Options) -> Session:
     """The model on its samples; reported is the user's own loss, or the one that suits the data, whatever is probed."""
     judge: LossName | UserLoss = options.loss if callable(options.loss) else "auto"
-    return open_session(couplings, data, judge=judge, labels=options.labels, seed=options.seed, threads=options.threads)
+    return open_session(couplings, data, judge=judge, labels=options.labels, seed=options.seed, setting=options.setting)
 
 
 def read_with(model: Model, data: Data | None) -> tuple[Couplings, Arrays]:

@@ -28,6 +28,7 @@ from onnxprune.probing.sensitivities import Criterion, Sensitivities
 from onnxprune.pruner import Recipe
 from onnxprune.reading.observing import CPU
 from onnxprune.sparsifying.sparsity import Sparsity, sparsity
+from onnxprune.timing.setting import Setting
 
 DEFAULT_DROP = 0.01
 DEFAULT_CONFIDENCE = 0.95
@@ -40,6 +41,7 @@ class Options:
     macs: Bound = None
     params: Bound = None
     size: Bound = None
+    latency: Bound = None
     ratio: float | None = None
     threshold: float | str | None = None
     max_drop: float | str | None = None
@@ -63,10 +65,11 @@ class Options:
     skip: str | Sequence[str] = ()
     inexact: bool = False
     min_channels: int = 1
-    multiple_of: int = 1
+    multiple_of: int | Literal["auto"] = "auto"
     jobs: int | None = None
     memory: int | str | None = None
     provider: str = CPU
+    batch: int = 1
     executor: Executor | None = None
     cache: str | os.PathLike[str] | None = None
     seed: int = 0
@@ -85,17 +88,25 @@ class Options:
             raise UsageError("Expected weights to store sparsely, found none removed. Say how many: --weights 80%.")
         if self.sparse and self.quantize:
             raise UsageError("Expected sparse tensors or eight bits, found both. Leave out --sparse or --quantize.")
-        _ = self.targets, self.limits, self.removed_weights, self.allowed  # each refuses what means nothing
+        if isinstance(self.multiple_of, str) and self.multiple_of != "auto":
+            raise UsageError(f"Expected multiple-of to be auto or a number, found {self.multiple_of!r}.")
+        _ = self.targets, self.limits, self.setting, self.removed_weights, self.allowed  # each refuses nonsense
 
     @property
     def targets(self) -> Targets:
         """What must hold."""
-        return Targets(self.macs, self.params, self.size, self.ratio, self.threshold)
+        return Targets(self.macs, self.params, self.size, self.ratio, self.threshold, self.latency)
+
+    @property
+    def setting(self) -> Setting:
+        """In which latency is measured."""
+        return Setting(self.provider, self.batch, self.threads)
 
     @property
     def limits(self) -> Limits:
-        """What every plan keeps to."""
-        return Limits(globs(self.only), globs(self.skip), self.min_channels, self.multiple_of, inexact=self.inexact)
+        """What every plan keeps to, before fast widths are known."""
+        step = 1 if isinstance(self.multiple_of, str) else self.multiple_of
+        return Limits(globs(self.only), globs(self.skip), self.min_channels, step, inexact=self.inexact)
 
     @property
     def removed_weights(self) -> Sparsity | None:
@@ -131,12 +142,13 @@ class Options:
 
 NUMBER, WHOLE, TEXT, FILE = (Real,), (Integral,), (str,), (str, os.PathLike)
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    **dict.fromkeys(("macs", "params", "size"), ((*NUMBER, *TEXT, Amount), "a number or text such as '50%'")),
+    **dict.fromkeys(
+        ("macs", "params", "size", "latency"), ((*NUMBER, *TEXT, Amount), "a number or text such as '50%'")
+    ),
     **dict.fromkeys(("threshold", "max_drop", "confidence", "weights"), ((*NUMBER, *TEXT), "a number or text")),
     **dict.fromkeys(("ratio", "delta"), (NUMBER, "a number")),
-    **dict.fromkeys(
-        ("order", "rounds", "min_channels", "multiple_of", "jobs", "seed", "threads"), (WHOLE, "an integer")
-    ),
+    **dict.fromkeys(("order", "rounds", "min_channels", "jobs", "batch", "seed", "threads"), (WHOLE, "an integer")),
+    "multiple_of": ((*WHOLE, *TEXT), "an integer or auto"),
     **dict.fromkeys(("compensate", "sparse", "inexact"), ((bool, np.bool_), "True or False")),
     **dict.fromkeys(("labels", "provider"), (TEXT, "text")),
     **dict.fromkeys(("only", "skip"), ((*TEXT, Sequence), "a glob or several")),

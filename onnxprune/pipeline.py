@@ -21,7 +21,7 @@ from onnxprune.job import PruneResult, begin, read_with, session_for_pruning
 from onnxprune.judging.user_metrics import UserMetric
 from onnxprune.options import DEFAULT_CONFIDENCE, Options
 from onnxprune.probing.asking import Progress
-from onnxprune.probing.calibration import Data, describe
+from onnxprune.probing.calibration import Data, describe, gather
 from onnxprune.probing.losses import LossName, UserLoss, outputs_of
 from onnxprune.probing.samples import Samples
 from onnxprune.probing.sensitivities import Criterion, Sensitivities
@@ -31,7 +31,10 @@ from onnxprune.reading.observing import CPU
 from onnxprune.reading.read import Model
 from onnxprune.reporting.measuring import figures, open_session
 from onnxprune.reporting.report import Comparison, Settings
-from onnxprune.verifying.measure import distance, latency
+from onnxprune.timing.profile import Profile, profile_of
+from onnxprune.timing.setting import Setting
+from onnxprune.timing.whole import latency as time_in_turn
+from onnxprune.verifying.measure import distance
 
 DEFAULT_SWEEP = ("90%", "70%", "50%", "30%")
 
@@ -45,6 +48,7 @@ def prune(
     macs: Bound = None,
     params: Bound = None,
     size: Bound = None,
+    latency: Bound = None,
     ratio: float | None = None,
     threshold: float | str | None = None,
     max_drop: float | str | None = None,
@@ -68,10 +72,11 @@ def prune(
     skip: str | Sequence[str] = (),
     inexact: bool = False,
     min_channels: int = 1,
-    multiple_of: int = 1,
+    multiple_of: int | Literal["auto"] = "auto",
     jobs: int | None = None,
     memory: int | str | None = None,
     provider: str = CPU,
+    batch: int = 1,
     executor: Executor | None = None,
     cache: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -90,6 +95,9 @@ def prune(
             all: as `max_drop` says; without data, 70 %.
         params: upper bound on parameters, learned numbers plain or quantised, likewise.
         size: upper bound on the bytes of the file, likewise ("5MB").
+        latency: upper bound on the time of a run, likewise ("60%", "3.5ms", or a number above 1 of milliseconds). A
+            model of latency is built from the layers of this model, timed on this machine at several widths; the plan
+            is measured, and mended until it holds. See `provider`, `batch` and `threads`.
         ratio: share of channels to remove in every group, 0 to below 1.
         threshold: channels whose score is below it go: a number, "median" or "mean" of all scores.
         max_drop: how much of the metric may be lost on samples that pruning did not use, a share such as "1%". Alone:
@@ -117,13 +125,17 @@ def prune(
             where that costs little.
         jobs: processes that probe at most; None: one for each core.
         memory: what they may take together, in bytes or "4GB"; None: half of what is free.
-        provider: execution provider of ONNX Runtime for the probes.
+        provider: execution provider of ONNX Runtime, for the probes and for latency.
+        batch: samples of a run whose latency is measured, where the model leaves that open.
         executor: runs the probes in place of processes of our own, such as a Dask cluster's `client.get_executor()`.
         cache: folder for a journal of what probes found; it is used again by a run on the same model and samples.
         only, skip: globs on group, layer and weight names.
         inexact: prune inexact groups too, whose removal changes what other channels compute (a LayerNorm's mean, say).
             They are probed, and proven, in the masked form of the model, which takes sums and means over what is kept.
-        min_channels, multiple_of: widths stay at least this wide and multiples of that.
+        min_channels: channels that stay in each group at least.
+        multiple_of: widths are multiples of it. "auto": of the smallest step that keeps each group's layers on fast
+            kernels, and of a larger one where that costs the same time and is fine enough; found by timing them once
+            on this machine. 1: any width.
         allocation: how wide each group stays under the bounds. "curves" (default with data): at the least sum of
             losses, measured at several widths of each group after its readers were refitted; "global": channels go by
             loss per cost, for criteria that are losses; "uniform": evenly.
@@ -139,19 +151,20 @@ def prune(
         sparse: store weights as sparse tensors where that makes the file smaller.
         quantize: "int8": quantise the model at the end with ONNX Runtime, on the same data.
         seed: of made-up inputs, of the samples held back and of the random criterion.
-        threads: of ONNX Runtime; 0 leaves the choice to it.
+        threads: of ONNX Runtime, for latency too; 0 leaves the choice to it.
         progress: called as `progress(what, done, total)`.
 
     Raises:
         OnnxPruneError: whatever goes wrong, in one of its subclasses, each with a message for the user.
     """
     options = Options(
-        macs=macs, params=params, size=size, ratio=ratio, threshold=threshold, max_drop=max_drop, confidence=confidence,
+        macs=macs, params=params, size=size, latency=latency, ratio=ratio, threshold=threshold,
+        max_drop=max_drop, confidence=confidence,
         metric=metric, eval_data=eval_data, criterion=criterion, scores=scores, loss=loss, labels=labels, delta=delta,
         order=order, probe_samples=probe_samples, allocation=allocation, rounds=rounds, compensate=compensate,
         weights=weights, sparse=sparse, quantize=quantize, only=only, skip=skip, inexact=inexact,
         min_channels=min_channels, multiple_of=multiple_of, jobs=jobs, memory=memory, provider=provider,
-        executor=executor, cache=cache, seed=seed, threads=threads,
+        batch=batch, executor=executor, cache=cache, seed=seed, threads=threads,
     )  # fmt: skip
     return begin(model, data, options, progress).result()
 
@@ -177,7 +190,7 @@ def sweep(
     """
     if not macs:
         raise UsageError("Expected bounds to sweep over, found none. Give some: --macs 70%,50%,30%.")
-    refuse_unknown(options, but=("macs", "params", "size", "ratio", "threshold", "max_drop"))
+    refuse_unknown(options, but=("macs", "params", "size", "latency", "ratio", "threshold", "max_drop"))
     asked = [Options(**options, macs=bound) for bound in macs]
     job = begin(model, data, asked[0], progress)
     return tuple(replace(job, options=one, clock=job.clock.anew()).result() for one in asked)
@@ -200,6 +213,8 @@ def apply(
     labels: str = "labels",
     compensate: bool | None = None,
     seed: int = 0,
+    provider: str = CPU,
+    batch: int = 1,
     threads: int = 0,
     progress: Progress | None = None,
 ) -> PruneResult:
@@ -219,7 +234,7 @@ def apply(
     with clock.stage("read and couple"):
         couplings, arrays = read_with(model, data)
         plan.kept(couplings)
-    options = Options(loss=loss, labels=labels, seed=seed, threads=threads)
+    options = Options(loss=loss, labels=labels, seed=seed, provider=provider, batch=batch, threads=threads)
     session = session_for_pruning(couplings, arrays, options)
     compensate = bool(plan.refitted) if compensate is None else compensate
     if compensate and data is None:
@@ -242,12 +257,15 @@ def compare(
     *,
     loss: LossName | UserLoss = "auto",
     labels: str = "labels",
+    layers: bool = False,
     seed: int = 0,
+    provider: str = CPU,
+    batch: int = 1,
     threads: int = 0,
     progress: Progress | None = None,
 ) -> Comparison:
     """
-    Measure two models of one interface side by side; arguments are those of `prune`.
+    Measure two models of one interface side by side, with `layers` also layer by layer; the rest is as in `prune`.
 
     Raises:
         ModelError: the models take different inputs or give different outputs.
@@ -262,7 +280,8 @@ def compare(
             f"{interface_text(first)} and {interface_text(second)}. Compare a model with one pruned from it."
         )
     with clock.stage("measure"):
-        session = open_session(first, arrays, judge=loss, labels=labels, seed=seed, threads=threads)
+        setting = Setting(provider, batch, threads)
+        session = open_session(first, arrays, judge=loss, labels=labels, seed=seed, setting=setting)
         other = replace(session, couplings=second)
         models = first.graph.model, second.graph.model
         after = outputs_of(second.graph.model, session.calibration, threads=threads)
@@ -270,10 +289,45 @@ def compare(
             loss_name=session.judged_by.name if session.judged_by else "",
             original=figures(session, models[0], first.graph.file_bytes, session.outputs),
             pruned=figures(other, models[1], second.graph.file_bytes, after),
-            latency=latency(models, session.calibration, threads=threads),
+            latency=time_in_turn(models, session.calibration, setting),
             distance=distance(session.outputs, after),
             samples=len(session.calibration),
+            layers=(
+                (
+                    profile_of(first, session.calibration, setting, progress),
+                    profile_of(second, session.calibration, setting, progress),
+                )
+                if layers
+                else None
+            ),
         )
+
+
+def profile(
+    model: Model,
+    data: Data | None = None,
+    *,
+    labels: str = "labels",
+    seed: int = 0,
+    provider: str = CPU,
+    batch: int = 1,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Profile:
+    """
+    Where a model's time goes: each layer's, beside what it computes and where its widths are on the stairs.
+
+    Arguments are those of `prune`; data say at which sizes the model is run, where it leaves them open.
+
+    Raises:
+        OnnxPruneError: the model cannot be read or run.
+    """
+    clock = Clock(progress)
+    with clock.stage("read and couple"):
+        couplings, arrays = read_with(model, data)
+        samples = gather(couplings.graph, arrays, labels=labels, seed=seed)
+    with clock.stage("time layers"):
+        return profile_of(couplings, samples, Setting(provider, batch, threads), progress)
 
 
 def interface_text(couplings: Couplings) -> str:

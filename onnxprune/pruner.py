@@ -35,11 +35,17 @@ from onnxprune.repairing.steps import Repaired
 from onnxprune.reporting.measuring import Session, parameter_count
 from onnxprune.rewriting.rewrite import rewrite_kept
 from onnxprune.rewriting.saving import written_bytes
+from onnxprune.rules.axes import Dim
+from onnxprune.timing.aiming import in_time
+from onnxprune.timing.whole import latency
 
 AGGRESSIVE = 0.4
 """Bounds below this share of the original take several rounds, if nothing is said."""
 
 ROUNDS = 3
+
+AIMING_SECONDS = 2.0
+"""For each plan that is measured on the way to a bound on the latency."""
 
 CURVE_SAMPLES = 4
 """So many times the samples for a point of a curve as for a channel's score: it decides more."""
@@ -104,18 +110,32 @@ class Pruner:
         """
         first, *steps = self._steps(targets)
         if not steps:
-            return self._refitted(*self._in_one_round(first))
-        directly = self._refitted(*self._in_one_round(steps[-1]))  # refuses what cannot be reached, before more work
+            return self._refitted(*self._in_one_round(first, is_last=True))
+        directly = self._refitted(
+            *self._in_one_round(steps[-1], is_last=True)
+        )  # refuses what cannot be reached, before more work
         in_rounds = self._in_rounds(first, steps)
         if in_rounds is None or self.session.judged_by is None:  # no loss says which is better
             return in_rounds or directly
         return min(in_rounds, directly, key=self._loss)
 
+    def _milliseconds(self, model: ModelProto) -> float:
+        """The latency of a model pruned from the session's, measured in turn with it."""
+        session, cost = self.session, self.couplings.costs.latency
+        with self._clock.stage("measure latency"):
+            found = latency(
+                (self.couplings.graph.model, model), session.calibration, session.setting, seconds=AIMING_SECONDS
+            )
+        assert found is not None
+        assert cost is not None
+        return found.ratio * cost.at({})
+
     def _in_rounds(self, first: Targets, steps: Sequence[Targets]) -> Pruned | None:
         """The model pruned to one target after another; None if a smaller model's groups are others."""
-        plan, model, scores = self._in_one_round(first)
-        for step in steps:
-            further = self._narrowed(self._refitted(plan, model, scores), step)
+        plan, model, scores = self._in_one_round(first, is_last=False)
+        for number, step in enumerate(steps, 1):
+            is_last = number == len(steps)
+            further = self._narrowed(self._refitted(plan, model, scores), step, is_last=is_last)
             if further is None:
                 return None
             plan, scores = further
@@ -128,14 +148,33 @@ class Pruner:
         loss = prepare_loss(self.couplings.graph, session.calibration, "distance", reference=session.outputs)
         return loss_of(self.couplings, session.calibration, loss, model=pruned.model, threads=session.threads)
 
-    def _in_one_round(self, targets: Targets) -> tuple[Plan, ModelProto, Sensitivities]:
+    def _in_one_round(self, targets: Targets, *, is_last: bool) -> tuple[Plan, ModelProto, Sensitivities]:
         """The plan for these targets by what is known of the original, with its model and the scores that decided."""
-        orders = self.orders
-        with self._clock.stage("choose and rewrite"):
-            plan, scores, model = planned(self.couplings, orders, targets, self.recipe.limits, self.recipe.allocation)
+        plan, scores, model = self._planned(self.couplings, self.orders, targets, self.recipe.limits, is_last=is_last)
         return plan, model, scores
 
-    def _narrowed(self, pruned: Pruned, targets: Targets) -> tuple[Plan, Sensitivities] | None:
+    def _planned(
+        self, couplings: Couplings, orders: tuple[Order, ...], targets: Targets, limits: Limits, *, is_last: bool
+    ) -> tuple[Plan, Sensitivities, ModelProto]:
+        """The plan for these targets, the scores that decided and its model; the last round's latency is measured."""
+        allocation = self.recipe.allocation
+
+        def within(milliseconds: float | None) -> tuple[Plan, Sensitivities, ModelProto]:
+            asked = targets if milliseconds is None else replace(targets, latency=Amount(milliseconds, is_share=False))
+            with self._clock.stage("choose and rewrite"):
+                return planned(couplings, orders, asked, limits, allocation)
+
+        bounds = targets.bounds(couplings.costs)
+        if not is_last or "latency" not in bounds:
+            return within(None)
+        return in_time(
+            within,
+            lambda found: self._milliseconds(found[2]),
+            bounds["latency"][1],
+            lambda one, other: one[0].groups == other[0].groups,
+        ).planned
+
+    def _narrowed(self, pruned: Pruned, targets: Targets, *, is_last: bool) -> tuple[Plan, Sensitivities] | None:
         """The plan of the original that narrows a pruned model to further targets; None if its groups are others."""
         couplings = couple(read(pruned.model, input_shapes=self.couplings.graph.input_shapes))
         names = same_groups(pruned.plan, couplings)
@@ -143,11 +182,25 @@ class Pruner:
             return None
         allowed = {group.name for group in groups_to_prune(self.couplings, self.recipe.limits)}
         only = tuple(glob.escape(name) for name, original in names.items() if original in allowed)
-        limits = replace(self.recipe.limits, only=only, skip=())
+        limits = replace(self.recipe.limits, only=only, skip=(), widths=self._widths_left(couplings, names))
+        if self.couplings.costs.latency is not None:
+            again = dims_left(self.couplings, couplings, names)
+            if again is None:
+                return None
+            timed = self.couplings.costs.latency.instead(again)
+            couplings = replace(couplings, costs=replace(couplings.costs, latency=timed))
         orders = self._orders_of(couplings, limits)
-        with self._clock.stage("choose and rewrite"):
-            plan, scores, _ = planned(couplings, orders, targets, limits, self.recipe.allocation)
+        plan, scores, _ = self._planned(couplings, orders, targets, limits, is_last=is_last)
         return plan_of_both(self.couplings, pruned.plan, plan, names), scores
+
+    def _widths_left(self, couplings: Couplings, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+        """The widths that the groups of a pruned model may still have; `names` are their names in the original."""
+        known = self.recipe.limits.widths
+        return {
+            group.name: (*(width for width in known[names[group.name]] if width < group.size), group.size)
+            for group in couplings.groups
+            if names.get(group.name) in known
+        }
 
     def refitted(self, plan: Plan) -> Pruned:
         """The model pruned by a plan of the original."""
@@ -235,12 +288,24 @@ class Pruner:
         )
 
 
+def dims_left(original: Couplings, pruned: Couplings, names: Mapping[str, str]) -> dict[Dim, Dim] | None:
+    """For the original's Dims those of a model pruned from it; None where groups have lost whole Dims."""
+    found: dict[Dim, Dim] = {}
+    for name, before in names.items():
+        old, new = original.group(before).dims, pruned.group(name).dims
+        if len(old) != len(new):
+            return None
+        found |= dict(zip(old, new, strict=True))
+    gone = {dim: Dim(1) for group in original.groups for dim in group.dims if dim not in found}
+    return gone | found
+
+
 def absolute(targets: Targets, bounds: Mapping[str, float]) -> Targets:
     """The targets with these upper bounds, in absolute terms."""
-    macs, params, size = (
+    macs, params, size, milliseconds = (
         Amount(bounds[name], is_share=False) if name in bounds else getattr(targets, name) for name in BOUNDS
     )
-    return replace(targets, macs=macs, params=params, size=size)
+    return replace(targets, macs=macs, params=params, size=size, latency=milliseconds)
 
 
 def planned(
@@ -251,7 +316,7 @@ def planned(
     allocation: AllocationName | None,
 ) -> tuple[Plan, Sensitivities, ModelProto]:
     """The plan, the scores that decided and its model; where that exceeds its bounds, a smaller one is planned."""
-    bounds = {name: bound for name, (_, bound) in targets.bounds(couplings.costs).items() if name != "macs"}
+    bounds = {name: bound for name, (_, bound) in targets.bounds(couplings.costs).items() if name in ("params", "size")}
     aimed, asked = dict(bounds), targets
     while True:
         try:

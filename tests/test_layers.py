@@ -13,7 +13,18 @@ import onnxprune
 
 ROOT = Path(onnxprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-FIRST_STAGES = ("errors", "files", "reading", "rules", "coupling", "probing", "choosing", "rewriting", "timing", "repairing")
+FIRST_STAGES = (
+    "errors",
+    "files",
+    "reading",
+    "rules",
+    "coupling",
+    "probing",
+    "choosing",
+    "rewriting",
+    "timing",
+    "repairing",
+)
 LATER_STAGES = ("ordering", "verifying", "judging", "sparsifying", "quantizing", "reporting")
 WHOLE_RUNS = ("clock", "pruner", "finishing", "options", "job", "pipeline", "cli", "__main__")
 STAGES = (*FIRST_STAGES, *LATER_STAGES, *WHOLE_RUNS)

@@ -2,22 +2,22 @@
 How wide each group stays: the widths of least loss whose costs keep to their bounds.
 
 The loss of a group at a width is read off its curve, and losses of groups add up. Costs do not: a layer between two
-groups costs the product of both widths. So first groups get narrower step by step, always the one that loses least for
-what it saves at the widths of the moment; then pairs of groups trade, one wider and another narrower, as long as the
-sum of losses falls.
+groups costs the product of both widths, and milliseconds go down in stairs. So first groups get narrower step by step,
+always the one that loses least for what it saves at the widths of the moment; then pairs of groups trade, one wider and
+another narrower, as long as the sum of losses falls.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.polynomial.polynomial import polyval
 
-from onnxprune.coupling.costs import Polynomial
+from onnxprune.coupling.costs import Price, Stair, Staircase
 from onnxprune.coupling.couple import Group
 from onnxprune.rules.axes import Axis, Dim, Product, Sum
 
@@ -33,52 +33,85 @@ ROUNDING = 1e-12
 """Of a cost, as a share of its bound: far less than one multiplication or number of any model."""
 
 
+Along = Callable[[int, np.ndarray], np.ndarray]
+"""A cost while one group, by its number, has each of these widths and the others stay as they are."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """
     A cost in the widths of groups: a sum of monomials, and its upper bound.
 
-    `factors` `[monomials]` are the numbers in front, `powers` `[monomials, groups]` how often each width is in each.
+    `factors` `[monomials]` are the numbers in front, `powers` `[monomials, groups]` how often each width is in each,
+    `steps` `[monomials, groups]` the whole steps that it counts there, where it has some.
     """
 
     factors: np.ndarray
     powers: np.ndarray
     bound: float
+    steps: np.ndarray | None = None
 
     @cached_property
     def _has_power(self) -> np.ndarray:
         """Does a group stand in a monomial with this power? `[powers, monomials, groups]`, 0 or 1."""
         return np.stack([self.powers == power for power in range(int(self.powers.max(initial=0)) + 1)]).astype(float)
 
+    @cached_property
+    def _with_group(self) -> list[np.ndarray]:
+        """For each group the numbers of the monomials that it stands in."""
+        return [np.flatnonzero(column) for column in self.powers.T]
+
     def terms(self, widths: np.ndarray) -> np.ndarray:
         """Each monomial's value `[monomials]` at the groups' widths."""
-        return np.asarray(self.factors * np.exp(self.powers @ np.log(widths)))
+        counted = widths if self.steps is None else in_steps(widths, self.steps)
+        return np.asarray(self.factors * np.exp((self.powers * np.log(counted)).sum(1)))
 
     def at(self, widths: np.ndarray) -> float:
         """The cost."""
         return float(self.terms(widths).sum())
 
-    def along(self, widths: np.ndarray) -> np.ndarray:
-        """
-        The cost as a polynomial of each single width while the others stay: `[degree + 1, groups]`.
+    def along(self, widths: np.ndarray) -> Along:
+        """The cost along each single width while the others stay."""
+        terms, steps = self.terms(widths), self.steps
+        if steps is None:  # a polynomial in the width, counted in units of what it is now
+            along = terms @ self._has_power
+            return lambda group, tried: np.asarray(polyval(tried / widths[group], along[:, group]))
+        total = terms.sum()
 
-        The width is counted in units of what it is now.
-        """
-        return np.asarray(self.terms(widths) @ self._has_power)
+        def stepped(group: int, tried: np.ndarray) -> np.ndarray:
+            rows = self._with_group[group]
+            each = steps[rows, group]
+            ratios = in_steps(tried[:, None], each) / in_steps(widths[group], each)
+            return np.asarray(total + (ratios ** self.powers[rows, group] - 1) @ terms[rows])
+
+        return stepped
 
 
-def cost_in_groups(polynomial: Polynomial, groups: Sequence[Group], bound: float) -> Cost:
-    """The polynomial in the groups' widths; where a group has several Dims, each has its share of the group's width."""
+def in_steps(widths: np.ndarray | int, steps: np.ndarray) -> np.ndarray:
+    """The widths, rounded up to whole steps."""
+    return np.asarray(np.ceil(widths / steps) * steps)
+
+
+def cost_in_groups(price: Price, groups: Sequence[Group], bound: float) -> Cost:
+    """The cost in the groups' widths; where a group has several Dims, each has its share of the group's width."""
     place = {dim: number for number, group in enumerate(groups) for dim in group.dims}
     share = {dim: dim.size / group.size for group in groups for dim in group.dims}
-    monomials: dict[tuple[int, ...], float] = {(): polynomial.constant}
-    for term in polynomial.terms:
-        for numbers, factor in expanded(term.axes, place, share).items():
-            monomials[numbers] = monomials.get(numbers, 0.0) + term.factor * factor
+    stairs = price.parts if isinstance(price, Staircase) else (Stair(price, {}),)
+    monomials: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {((), ()): price.constant}
+    for stair in stairs:
+        step_of = {place[dim]: step for dim, step in stair.steps.items() if dim in place}
+        constant = stair.polynomial.constant if isinstance(price, Staircase) else 0.0
+        monomials[(), ()] += constant
+        for term in stair.polynomial.terms:
+            for numbers, factor in expanded(term.axes, place, share).items():
+                key = numbers, tuple(step_of.get(number, 1) for number in numbers)
+                monomials[key] = monomials.get(key, 0.0) + term.factor * factor
     powers = np.zeros((len(monomials), len(groups)), np.int64)
-    for row, numbers in enumerate(monomials):
+    steps = np.ones((len(monomials), len(groups)))
+    for row, (numbers, each) in enumerate(monomials):
         np.add.at(powers[row], list(numbers), 1)
-    return Cost(np.array(list(monomials.values())), powers, bound)
+        steps[row, list(numbers)] = each
+    return Cost(np.array(list(monomials.values())), powers, bound, steps if (steps > 1).any() else None)
 
 
 def expanded(
@@ -147,7 +180,7 @@ class Allocation:
             best, found = np.inf, None
             for group, width in enumerate(widths):
                 narrower = offered[group][offered[group] < width]
-                left = over(self.costs, [values(one[:, group], narrower / width) for one in along])
+                left = over(self.costs, [one(group, narrower) for one in along])
                 rates = self._rates(group, width, narrower, excess - left)
                 if rates.size and rates.min() < best:
                     best, found = rates.min(), (group, int(narrower[rates.argmin()]))
@@ -187,7 +220,7 @@ class Allocation:
         """Each group as wide as the bounds leave room for: where its curve is flat, that costs nothing."""
         for group in range(len(widths)):
             above = self.allowed[group][self.allowed[group] > widths[group]]
-            costs = [values(cost.along(widths)[:, group], above / widths[group]) for cost in self.costs]
+            costs = [cost.along(widths)(group, above) for cost in self.costs]
             holds = np.broadcast_to(over(self.costs, costs) <= 0, above.shape)
             if holds.any():
                 widths = replaced(widths, group, int(above[holds][-1]))
@@ -203,7 +236,7 @@ class Allocation:
             if other == kept:
                 continue
             allowed = self.allowed[other][self.allowed[other] < widths[other]]
-            costs = [values(one[:, other], allowed / widths[other]) for one in along]
+            costs = [one(other, allowed) for one in along]
             holds = np.broadcast_to(over(self.costs, costs) <= 0, allowed.shape)
             if holds.any():
                 found.append((other, int(allowed[holds][-1])))
@@ -216,11 +249,6 @@ def over(costs: Sequence[Cost], found: Sequence[np.ndarray | float]) -> np.ndarr
         np.maximum(np.asarray(one) / cost.bound - 1 - ROUNDING, 0) for cost, one in zip(costs, found, strict=True)
     ]
     return np.asarray(sum(excess, start=np.zeros(())))
-
-
-def values(polynomial: np.ndarray, at: np.ndarray | float) -> np.ndarray:
-    """A polynomial `[degree + 1]` at these points."""
-    return np.asarray(polyval(at, polynomial))
 
 
 def thinned(widths: np.ndarray) -> np.ndarray:

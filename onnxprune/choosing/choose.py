@@ -211,16 +211,15 @@ class Chooser:
     def _allowed(self, group: Group, widest: int) -> np.ndarray:
         """The widths that the group may have, up to the widest."""
         least = min(self.limits.least(group, with_floor=False), widest)
-        rounded = {min(self.limits.rounded(group, width), widest) for width in range(least, widest + 1)}
-        return np.array(sorted(rounded))
+        allowed = self.limits.allowed(group)
+        return np.unique(np.append(allowed[(allowed >= least) & (allowed <= widest)], widest))
 
     def _asked_width(self, group: Group) -> int:
         """The width by `ratio` and `threshold`."""
         width = group.size
         if self.targets.ratio is not None:
             left = int((1 - self.targets.ratio) * group.size + 1e-9)
-            aligned = left // self.limits.multiple_of * self.limits.multiple_of
-            width = max(aligned, self.limits.least(group, with_floor=False))
+            width = max(self.limits.rounded_down(group, left), self.limits.least(group, with_floor=False))
         if self.targets.threshold is not None:
             above = int((self.scores.importance(group.name) >= self._threshold()).sum())
             width = min(width, max(self.limits.rounded(group, above), self.limits.least(group, with_floor=False)))
@@ -259,8 +258,8 @@ class Chooser:
             narrower = {dim: dim.size - dim.size / group.size for dim in group.dims}
             saved = 0.0
             for cost, _ in self.bounds.values():
-                touched = cost.touching(frozenset(group.dims))
-                saved += (touched.at({}) - touched.at(narrower)) / max(cost.at({}), 1)  # type: ignore[arg-type]
+                touched = cost.touching(frozenset(group.dims)).smooth
+                saved += (touched.at({}) - touched.at(narrower)) / max(cost.at({}), 1e-9)  # type: ignore[arg-type]
             found[group.name] = saved
         return found
 
@@ -274,7 +273,8 @@ class Chooser:
                     f"{name} of at most {bound:,.0f} ({bound / whole:.1%}), "
                     f"the least reachable is {lowest:,.0f} ({lowest / whole:.1%})"
                 )
-        limits = f"min-channels {self.limits.min_channels}, multiple-of {self.limits.multiple_of}"
+        step = "auto" if self.limits.widths else self.limits.multiple_of
+        limits = f"min-channels {self.limits.min_channels}, multiple-of {step}"
         return f"Expected {'; '.join(lines)}, within {limits}. Ask for less, or relax the limits, --only or --skip."
 
 

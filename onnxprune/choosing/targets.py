@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from onnxprune.coupling.costs import Costs, Polynomial
+import numpy as np
+
+from onnxprune.coupling.costs import Costs, Price
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.errors import UsageError
 
-BOUNDS = ("macs", "params", "size")
+BOUNDS = ("macs", "params", "size", "latency")
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+MILLISECONDS = {"US": 1e-3, "MS": 1, "S": 1e3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +38,33 @@ def amount(value: float | int | str | Amount, name: str) -> Amount:
     """
     Read an amount: "50%" or a number up to 1 is a share; "5M", "200K", "5MB" or a larger number is absolute.
 
+    Of `latency`, "3.5ms" and a number above 1 are milliseconds.
+
     Raises:
         UsageError: not an amount, or not above zero.
     """
     if isinstance(value, Amount):
         return value
-    found = parsed_amount(value)
+    is_time = name == "latency"
+    found = parsed_amount(value, MILLISECONDS if is_time else {**UNITS, **{f"{unit}B": UNITS[unit] for unit in UNITS}})
     if found is None or not 0 < found.number < math.inf or (found.is_share and found.number > 1):
-        raise UsageError(
-            f"Expected for {name} a share up to 100% such as 50% or 0.5, or an amount such as 200K, 5M or 1.5G, "
-            f"found {value!r}."
-        )
+        amounts = "milliseconds such as 3.5ms" if is_time else "an amount such as 200K, 5M or 1.5G"
+        raise UsageError(f"Expected for {name} a share up to 100% such as 50% or 0.5, or {amounts}, found {value!r}.")
     return found
 
 
-def parsed_amount(value: float | int | str) -> Amount | None:
+def parsed_amount(value: float | int | str, units: Mapping[str, float]) -> Amount | None:
     if not isinstance(value, str):
         return Amount(float(value), is_share=value <= 1)
-    matched = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|[KMG]?B?)\s*", value, re.IGNORECASE)
+    matched = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|[A-Z]*)\s*", value, re.IGNORECASE)
     if matched is None:
         return None
     number, unit = float(matched[1]), matched[2].upper()
     if unit == "%":
         return Amount(number / 100, is_share=True)
-    return Amount(number * UNITS[unit.removesuffix("B")], is_share=not unit and number <= 1)
+    if unit and unit not in units:
+        return None
+    return Amount(number * units.get(unit, 1), is_share=not unit and number <= 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class Targets:
         macs: upper bound on the multiply-accumulates of one sample.
         params: upper bound on the parameters.
         size: upper bound on the bytes of the file.
+        latency: upper bound on the milliseconds of a run, once these were measured.
         ratio: share of channels to remove in every group, from 0 to below 1; what stays is rounded down.
         threshold: channels whose score is below it go: a number, or "median" or "mean" of all scores.
 
@@ -84,6 +91,7 @@ class Targets:
     size: Bound = None
     ratio: float | None = None
     threshold: float | str | None = None
+    latency: Bound = None
 
     def __post_init__(self) -> None:
         for name in BOUNDS:
@@ -99,10 +107,22 @@ class Targets:
         """Is anything wanted at all?"""
         return any(getattr(self, name) is not None for name in (*BOUNDS, "ratio", "threshold"))
 
-    def bounds(self, costs: Costs) -> Mapping[str, tuple[Polynomial, float]]:
-        """The cost and its bound for each upper bound that is given."""
-        priced = {"macs": costs.macs, "params": costs.params, "size": costs.bytes}
+    def bounds(self, costs: Costs) -> Mapping[str, tuple[Price, float]]:
+        """
+        The cost and its bound for each upper bound that is given.
+
+        Raises:
+            UsageError: the latency is bounded, and was not measured.
+        """
+        priced: dict[str, Price] = {"macs": costs.macs, "params": costs.params, "size": costs.bytes}
+        if costs.latency is not None:
+            priced["latency"] = costs.latency
         given = {name: getattr(self, name) for name in BOUNDS if getattr(self, name) is not None}
+        if not given.keys() <= priced.keys():
+            raise UsageError(
+                "Expected couplings whose latency was measured, found none of it. Use prune, or add it with "
+                "onnxprune.timing.timing.latency_of_widths."
+            )
         return {name: (priced[name], amount(bound, name).of(priced[name].at({}))) for name, bound in given.items()}
 
 
@@ -128,6 +148,7 @@ class Limits:
         skip: globs on any of these names: prune none of the groups they match.
         min_channels: channels that stay in each group at least.
         multiple_of: widths are multiples of it, or the full width.
+        widths: for groups by their names, the widths they may have instead, ascending, the full one last.
         floor: share of each group that stays as long as the bounds can be reached so.
         inexact: inexact groups may go as well, those that the masked form of the model proves.
     """
@@ -138,6 +159,7 @@ class Limits:
     multiple_of: int = 1
     floor: float = 0.1
     inexact: bool = False
+    widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("min_channels", "multiple_of"):
@@ -175,9 +197,20 @@ class Limits:
 
     def rounded(self, group: Group, wanted: float) -> int:
         """The smallest allowed width that is at least `wanted`."""
-        step = self.multiple_of
-        whole = int(-(-wanted // step)) * step
-        return min(whole, group.size)
+        allowed = self.allowed(group)
+        return int(allowed[min(int(np.searchsorted(allowed, wanted)), len(allowed) - 1)])
+
+    def rounded_down(self, group: Group, wanted: float) -> int:
+        """The largest allowed width that is at most `wanted`; 0 if there is none."""
+        allowed = self.allowed(group)
+        place = int(np.searchsorted(allowed, wanted, side="right"))
+        return int(allowed[place - 1]) if place else 0
+
+    def allowed(self, group: Group) -> np.ndarray:
+        """The widths that the group may have, but for `min_channels`: ascending, the full one last."""
+        if group.name in self.widths:
+            return np.array(self.widths[group.name])
+        return np.array([*range(self.multiple_of, group.size, self.multiple_of), group.size])
 
 
 def meant(groups: Sequence[Group], glob: str) -> list[Group]:

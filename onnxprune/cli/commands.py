@@ -16,6 +16,7 @@ from onnxprune.choosing.plan import load_plan
 from onnxprune.choosing.targets import Limits
 from onnxprune.cli.group import DEFAULT_COMMAND, DefaultGroup
 from onnxprune.cli.options import (
+    batch_option,
     compensate_option,
     data_options,
     effort_of,
@@ -29,6 +30,7 @@ from onnxprune.cli.options import (
     probe_options,
     samples_said,
     selection_options,
+    setting_options,
     target_options,
     width_options,
 )
@@ -38,7 +40,7 @@ from onnxprune.cli.terminal import progress_bar, stdout_console
 from onnxprune.coupling.couple import Couplings, Group, couple
 from onnxprune.files import write_whole
 from onnxprune.job import read_with
-from onnxprune.pipeline import DEFAULT_SWEEP, compare, prune, sweep
+from onnxprune.pipeline import DEFAULT_SWEEP, compare, profile, prune, sweep
 from onnxprune.pipeline import apply as apply_plan
 from onnxprune.probing.asking import Effort, Inquiry, Progress, inquiry_for
 from onnxprune.probing.calibration import Calibration, gather
@@ -74,6 +76,7 @@ def main() -> None:
 @probe_options
 @selection_options
 @width_options
+@batch_option
 @click.option("--plan", type=click.Path(), metavar="FILE", help="Write which channels stay.")
 @click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="Write the report.")
 @data_options
@@ -112,6 +115,7 @@ def prune_command(
 @probe_options
 @selection_options
 @width_options
+@batch_option
 @data_options
 def sweep_command(
     source: str,
@@ -156,6 +160,7 @@ def sweep_command(
 @click.argument("target", metavar="OUT", type=click.Path())
 @click.option("--plan", type=click.Path(), required=True, metavar="FILE", help="A plan written by `onnxprune --plan`.")
 @compensate_option
+@setting_options
 @click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="Write the report.")
 @data_options
 def apply_command(
@@ -306,7 +311,9 @@ def verify_command(
 @click.argument("original", type=click.Path())
 @click.argument("pruned", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--layers", is_flag=True, help="Layer by layer, too.")
 @loss_option("auto")
+@setting_options
 @data_options
 def compare_command(original: str, pruned: str, as_json: bool, quiet: bool, data: str | None, **options: Any) -> None:
     """Loss, accuracy, distance of the outputs, MACs, parameters, bytes and latency of both models."""
@@ -316,3 +323,22 @@ def compare_command(original: str, pruned: str, as_json: bool, quiet: bool, data
         click.echo(found.to_json(), nl=False)
     elif not quiet:
         stdout_console().print(tables.comparison_table(found))
+        if found.layers is not None:
+            click.echo()
+            stdout_console().print(tables.profiles_table(*found.layers))
+
+
+@main.command(name="profile", short_help="Show where a model's time goes.")
+@click.argument("source", metavar="IN", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@setting_options
+@data_options
+def profile_command(source: str, as_json: bool, quiet: bool, data: str | None, **options: Any) -> None:
+    """Each layer of IN: what it runs as, its time, MACs and GFLOP/s, and where its widths are on the stairs."""
+    with progress_bar(quiet) as progress:
+        found = profile(source, data, progress=progress, **options)
+    if as_json:
+        click.echo(found.to_json(), nl=False)
+    elif not quiet:
+        click.echo(f"{found.setting}\n")
+        stdout_console().print(tables.profile_table(found))

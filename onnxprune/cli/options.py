@@ -33,11 +33,36 @@ def several(*options: Decorator[Any]) -> Decorator[Any]:
     return lambda function: reduce(lambda decorated, option: option(decorated), reversed(options), function)
 
 
+class Step(click.ParamType[Any]):
+    """A number of 1 or more, or "auto"."""
+
+    name = "step"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The number or the word."""
+        if value == "auto":
+            return "auto"
+        if isinstance(value, int):
+            return value
+        if not value.isdecimal() or int(value) < 1:
+            self.fail(f"Expected a number of 1 or more, or auto; found {value!r}.", param, ctx)
+        return int(value)
+
+
+provider_option = click.option(
+    "--provider", default=CPU, show_default=True, help="Where ONNX Runtime runs the probes, and the models it times."
+)
+batch_option = click.option(
+    "--batch", type=POSITIVE, default=1, show_default=True, help="Samples of a run whose latency is measured."
+)
+setting_options = several(provider_option, batch_option)
+"""In which setting latency is measured, besides --threads."""
+
 data_options = several(
     click.option("--data", type=click.Path(), help="Samples: an .npz with an array for each input."),
     click.option("--labels", default="labels", show_default=True, help="Name of the array with the labels."),
     click.option("--seed", type=NATURAL, default=0, show_default=True, help="Seed of everything random."),
-    click.option("--threads", type=NATURAL, default=0, help="Threads of ONNX Runtime; 0 leaves the choice to it."),
+    click.option("--threads", type=NATURAL, default=0, help="Threads of ONNX Runtime, as it is timed too; 0: all."),
     click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors."),
 )
 """What to measure on."""
@@ -46,6 +71,7 @@ target_options = several(
     click.option("--macs", metavar="BOUND", help="At most these multiply-accumulates: 50%, 3M."),
     click.option("--params", metavar="BOUND", help="At most these parameters: 50%, 200K."),
     click.option("--size", metavar="BOUND", help="At most this file size: 50%, 5MB."),
+    click.option("--latency", metavar="BOUND", help="At most this time for a run on this machine: 60%, 3.5ms."),
     click.option("--ratio", type=float, metavar="SHARE", help="Share of channels to remove in every group: 0.3."),
     click.option("--threshold", metavar="θ", help="Remove channels whose score is below median, mean or a number."),
     click.option(
@@ -105,7 +131,14 @@ selection_options = several(
 
 width_options = several(
     click.option("--min-channels", default=1, show_default=True, help="Channels that stay in each group at least."),
-    click.option("--multiple-of", default=1, show_default=True, help="Widths are multiples of it."),
+    click.option(
+        "--multiple-of",
+        type=Step(),
+        default="auto",
+        show_default=True,
+        metavar="N|auto",
+        help="Widths are multiples of it. auto: each group's, that keep fast kernels on this machine; 1: any.",
+    ),
 )
 """Which widths."""
 
@@ -120,7 +153,7 @@ effort_options = several(
     click.option("--precise", is_flag=True, help="Measure on all samples: --probe-samples all."),
     click.option("--jobs", type=POSITIVE, help="Processes that probe. Default: one for each core."),
     click.option("--memory", metavar="BYTES", help="What they may take together: 4GB. Default: half of what is free."),
-    click.option("--provider", default=CPU, show_default=True, help="Where ONNX Runtime runs the probes."),
+    provider_option,
     click.option("--cache", type=click.Path(), metavar="DIR", help="Journal of what is measured. Default: beside OUT."),
     click.option("--no-cache", is_flag=True, help="Neither use nor write a journal."),
 )

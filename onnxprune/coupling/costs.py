@@ -36,6 +36,11 @@ class Polynomial:
         """The cost when each Dim in `widths` has that width and every other its own size."""
         return self.constant + sum(term.at(widths) for term in self.terms)
 
+    @property
+    def smooth(self) -> Polynomial:
+        """Itself: it has no steps."""
+        return self
+
     def touching(self, dims: frozenset[Dim]) -> Polynomial:
         """Only the terms that depend on one of `dims`."""
         return Polynomial(tuple(t for t in self.terms if any(leaf in dims for axis in t.axes for leaf in leaves(axis))))
@@ -64,6 +69,11 @@ class Staircase:
     def at(self, widths: Mapping[Dim, int]) -> float:
         """The cost when each Dim in `widths` has that width and every other its own size."""
         return self.constant + sum(part.at(widths) for part in self.parts)
+
+    @property
+    def smooth(self) -> Polynomial:
+        """The same without steps."""
+        return Polynomial(tuple(term for part in self.parts for term in part.polynomial.terms), self.constant)
 
     def touching(self, dims: frozenset[Dim]) -> Staircase:
         """Only the parts that depend on one of `dims`."""

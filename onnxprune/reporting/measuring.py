@@ -18,7 +18,12 @@ from onnxprune.probing.sensitivities import Sensitivities
 from onnxprune.reading.graph import held_constants
 from onnxprune.reading.numbers import fits_whole
 from onnxprune.reporting.report import Figures
+from onnxprune.timing.setting import Setting
+from onnxprune.timing.speed import NO_FASTER, Speed
+from onnxprune.timing.whole import Latency
 from onnxprune.verifying.measure import accuracy
+
+MOST_NAMED = 5
 
 MEASURED_SAMPLES = 2048
 """Samples of the data that are used at all, the first ones."""
@@ -33,8 +38,13 @@ class Session:
     outputs: Mapping[str, np.ndarray]
     judged_by: Loss | None
     """The loss that is reported of both models; None where no output makes one."""
-    threads: int
-    """Of ONNX Runtime; 0 leaves the choice to it."""
+    setting: Setting
+    """In which latency is measured; its threads are those of all runs."""
+
+    @property
+    def threads(self) -> int:
+        """Of ONNX Runtime; 0 leaves the choice to it."""
+        return self.setting.threads
 
 
 def open_session(
@@ -44,18 +54,18 @@ def open_session(
     judge: LossName | UserLoss,
     labels: str,
     seed: int,
-    threads: int,
+    setting: Setting,
 ) -> Session:
     """The samples, the original's outputs for them, and the loss to report."""
     calibration = gather(couplings.graph, data, labels=labels, seed=seed).first(MEASURED_SAMPLES)
-    outputs = outputs_of(couplings.graph.model, calibration, threads=threads)
+    outputs = outputs_of(couplings.graph.model, calibration, threads=setting.threads)
     try:
         judged_by = prepare_loss(couplings.graph, calibration, judge, reference=outputs)
     except UsageError:
         if judge != "auto":
             raise
-        return Session(couplings, calibration, outputs, None, threads)
-    return Session(couplings, calibration, outputs, judged_by, threads)
+        return Session(couplings, calibration, outputs, None, setting)
+    return Session(couplings, calibration, outputs, judged_by, setting)
 
 
 def notes_on(session: Session, plan: Plan, scores: Sensitivities | None, *, thinned: bool) -> Iterator[str]:
@@ -84,6 +94,31 @@ def notes_on(session: Session, plan: Plan, scores: Sensitivities | None, *, thin
         yield f"Inexact groups were pruned, and held against the original with what went masked out: {named}."
     if not plan.removed and not thinned:
         yield "Nothing was removed: the targets hold already."
+
+
+def notes_on_speed(session: Session, speed: Speed | None, timed: Latency | None) -> Iterator[str]:
+    """Where a smaller model is no faster, what keeps it so; and what was lost on the way."""
+    if speed is None or timed is None:
+        return
+    for found, how in ((speed.one_thread, "one thread"), (speed.all_threads, "all threads")):
+        if speed.at_fault and found.ratio > NO_FASTER:
+            yield (
+                f"The model is smaller but not faster with {how}: its latency is x{found.ratio:.2f} "
+                f"({found.low:.2f}-{found.high:.2f}) of the original's."
+            )
+    if speed.at_fault:
+        named = "; ".join(
+            f"{layer.name!r} {layer.milliseconds[0]:.3f} -> {layer.milliseconds[1]:.3f} ms at "
+            f"{layer.macs[1] / layer.macs[0]:.0%} of its MACs"
+            if layer.macs[0]
+            else f"{layer.name!r} {layer.milliseconds[0]:.3f} -> {layer.milliseconds[1]:.3f} ms"
+            for layer in speed.at_fault
+        )
+        yield f"Layers that take more than their share: {named}."
+    if speed.lost:
+        named = ", ".join(f"{one.node!r} ({one.before or 'part of another'})" for one in speed.lost[:MOST_NAMED])
+        more = f" and {len(speed.lost) - MOST_NAMED} more" if len(speed.lost) > MOST_NAMED else ""
+        yield f"Nodes that ran blocked or fused before and do not now: {named}{more}. Try --multiple-of auto or 16."
 
 
 def figures(

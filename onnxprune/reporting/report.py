@@ -14,7 +14,9 @@ from onnxprune.judging.judgement import Judgement
 from onnxprune.reading.records import STRICT, json_text
 from onnxprune.repairing.steps import Repaired
 from onnxprune.sparsifying.sparsify import SparseLayer
-from onnxprune.verifying.measure import Latency
+from onnxprune.timing.profile import Profile
+from onnxprune.timing.speed import Speed
+from onnxprune.timing.whole import Latency
 from onnxprune.verifying.verify import Verdict
 
 Settings = Mapping[str, str | bool | float | int | None]
@@ -76,7 +78,8 @@ class Report:
     stage. `distance` is the relative distance of the outputs from the original's. `loss_name` names the loss in the
     figures. `pruned` are the figures once channels are gone; `weights` and `quantized` those of the steps after that,
     if there are any. `judgement` is what the model does on samples that pruning did not use, `bytes`
-    the size of the model as shipped. `latency` is None for a model that is run part by part.
+    the size of the model as shipped. `latency` is that of the setting asked for, `speed` says more of it; both are None
+    for a model that is run part by part.
     """
 
     format: Literal["onnxprune-report"]
@@ -86,6 +89,7 @@ class Report:
     original: Figures
     pruned: Figures
     latency: Latency | None
+    speed: Speed | None
     distance: float
     groups: tuple[GroupReport, ...]
     skipped: Mapping[str, str]
@@ -109,7 +113,7 @@ class Report:
 
 @dataclass(frozen=True, config=STRICT)
 class Comparison:
-    """Two models with one interface, measured on the same samples; `distance` as in `Report`."""
+    """Two models with one interface, on the same samples; `distance` as in `Report`, `layers` of both if wanted."""
 
     loss_name: str
     original: Figures
@@ -117,6 +121,7 @@ class Comparison:
     latency: Latency | None
     distance: float
     samples: int
+    layers: tuple[Profile, Profile] | None = None
 
     def to_json(self) -> str:
         """The comparison as JSON text."""

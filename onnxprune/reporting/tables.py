@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -12,15 +12,25 @@ from onnxprune.probing.curves import WidthCurves
 from onnxprune.probing.sensitivities import Sensitivities
 from onnxprune.reporting.inspection import Inspection
 from onnxprune.reporting.report import Comparison, Figures, GroupReport, Report
-from onnxprune.verifying.measure import Latency
+from onnxprune.timing.profile import LayerProfile, Profile
+from onnxprune.timing.speed import Speed
+from onnxprune.timing.whole import Latency
 from onnxprune.verifying.verify import Verdict
 
 MOST_ROWS = 40
+
+OWN_DOMAIN = "com.microsoft."
+"""Of ONNX Runtime's own operators; the table leaves it out."""
+
+LEAST_FELT = 0.005
+"""Layers that take less of the time than this share are told of together."""
 
 
 def summary_table(report: Report) -> Table:
     """Before and after, in the figures a user decides by; then what single weights and eight bits did besides."""
     table = figures_table(report.original, report.pruned, report.latency, report.loss_name)
+    if report.speed is not None:
+        add_speed(table, report.speed, report.latency)
     if report.weights is not None:
         add_step(table, "weights", report.weights.figures, report)
         zeros, size = report.weights.zeros, report.weights.size
@@ -33,6 +43,23 @@ def summary_table(report: Report) -> Table:
         assert timed is not None  # what is quantised is run whole
         table.add_row("  latency", "", f"{timed.milliseconds[-1]:.3f} ms", f"x{timed.ratio:.2f}")
     return table
+
+
+def add_speed(table: Table, speed: Speed, timed: Latency | None) -> None:
+    """The latency in the settings that were not asked for, and what was predicted."""
+    for found in (speed.one_thread, speed.all_threads):
+        if timed is None or found.threads != timed.threads:
+            add_latency(table, found)
+    if speed.predicted is not None:
+        table.add_row("  predicted", "", "", f"x{speed.predicted:.2f}")
+
+
+def add_latency(table: Table, timed: Latency) -> None:
+    """Both models in turn, in one setting."""
+    first, second = timed.milliseconds
+    spread = f"x{timed.ratio:.2f} ({timed.low:.2f}-{timed.high:.2f})"
+    threads = "all threads" if not timed.threads else f"{timed.threads} thread{'s' if timed.threads > 1 else ''}"
+    table.add_row(f"latency, batch {timed.batch}, {threads}", f"{first:.3f} ms", f"{second:.3f} ms", spread)
 
 
 def add_step(table: Table, name: str, found: Figures, report: Report) -> None:
@@ -85,11 +112,80 @@ def figures_table(original: Figures, pruned: Figures, timed: Latency | None, los
         ("bytes", original.bytes, pruned.bytes),
     ):
         table.add_row(name, f"{before:,.0f}", f"{after:,.0f}", share(after, before))
-    if timed is None:
-        return table
-    first, second = timed.milliseconds
-    spread = f"x{timed.ratio:.2f} ({timed.low:.2f}-{timed.high:.2f})"
-    table.add_row(f"latency, batch {timed.batch}", f"{first:.3f} ms", f"{second:.3f} ms", spread)
+    if timed is not None:
+        add_latency(table, timed)
+    return table
+
+
+def profile_table(profile: Profile) -> Table:
+    """The layers that take most of the time, in the order in which they run."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("layer", "runs as", "ms", "of all", "MACs", "GFLOP/s", "stairs"):
+        table.add_column(heading, justify="left" if heading in ("layer", "runs as", "stairs") else "right")
+    whole = sum(layer.milliseconds for layer in profile.layers) + profile.between
+    shown, rest = felt(profile.layers, whole)
+    for layer in shown:
+        table.add_row(
+            escape(layer.name),
+            escape(" + ".join(dict.fromkeys(kernel.removeprefix(OWN_DOMAIN) for kernel in layer.kernels))),
+            f"{layer.milliseconds:.3f}",
+            f"{layer.milliseconds / whole:.1%}",
+            f"{layer.macs:,.0f}",
+            f"{layer.gflops:.1f}",
+            escape(stairs_text(layer)),
+        )
+    if rest:
+        beside = sum(layer.milliseconds for layer in rest)
+        macs = f"{sum(layer.macs for layer in rest):,.0f}"
+        table.add_row(f"... {len(rest)} more layers", "", f"{beside:.3f}", f"{beside / whole:.1%}", macs)
+    table.add_row("between layers", "", f"{profile.between:.3f}", f"{profile.between / whole:.1%}")
+    table.add_row("[bold]a run[/]", "", f"{profile.milliseconds:.3f}", "", f"{profile.macs:,.0f}")
+    return table
+
+
+def felt(layers: Sequence[LayerProfile], whole: float) -> tuple[list[LayerProfile], list[LayerProfile]]:
+    """Layers that take a part of the time that can be felt, at most so many; and the rest."""
+    largest = sorted(layers, key=lambda layer: -layer.milliseconds)[:MOST_ROWS]
+    shown = [layer for layer in layers if layer in largest and layer.milliseconds > LEAST_FELT * whole]
+    return shown, [layer for layer in layers if layer not in shown]
+
+
+def stairs_text(layer: LayerProfile) -> str:
+    """Where its groups are on their stairs: the width, and the edge that takes as long, where that is another."""
+    found = []
+    for at in layer.positions:
+        beyond = f" of {at.next_edge}" if at.next_edge != at.width else ""
+        found.append(f"{at.width}{beyond}" + (f" (step {at.step})" if at.width % at.step else ""))
+    return ", ".join(found)
+
+
+def profiles_table(before: Profile, after: Profile) -> Table:
+    """Two models layer by layer."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("layer", "ms", "pruned", "change", "MACs left", "GFLOP/s", "pruned", "stairs", "pruned"):
+        table.add_column(heading, justify="left" if heading in ("layer", "stairs") else "right")
+    others = {layer.name: layer for layer in after.layers}
+    whole = sum(layer.milliseconds for layer in before.layers) + before.between
+    shown, _ = felt(before.layers, whole)
+    for layer in shown:
+        other = others.get(layer.name)
+        if other is None:
+            table.add_row(escape(layer.name), f"{layer.milliseconds:.3f}", "gone")
+            continue
+        table.add_row(
+            escape(layer.name),
+            f"{layer.milliseconds:.3f}",
+            f"{other.milliseconds:.3f}",
+            f"x{other.milliseconds / layer.milliseconds:.2f}",
+            share(other.macs, layer.macs).removesuffix(" left"),
+            f"{layer.gflops:.1f}",
+            f"{other.gflops:.1f}",
+            escape(stairs_text(layer)),
+            escape(stairs_text(other)),
+        )
+    table.add_row("between layers", f"{before.between:.3f}", f"{after.between:.3f}")
+    ratio = f"x{after.milliseconds / before.milliseconds:.2f}"
+    table.add_row("[bold]a run[/]", f"{before.milliseconds:.3f}", f"{after.milliseconds:.3f}", ratio)
     return table
 
 

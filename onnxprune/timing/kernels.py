@@ -141,7 +141,9 @@ def kernels_in(profile: Path, rounds: int) -> tuple[Kernel, ...]:
         by_run = by_run[: len(by_run) // calls * calls].reshape(-1, calls).sum(1)
         numbers = NUMBERED.findall(name)
         faster = np.sort(by_run)[: max(1, (len(by_run) + 1) // 2)]
-        found.append(Kernel(int(numbers[-1]) if numbers else None, operator, float(faster.mean()) if by_run.size else 0.0))
+        found.append(
+            Kernel(int(numbers[-1]) if numbers else None, operator, float(faster.mean()) if by_run.size else 0.0)
+        )
     return tuple(found)
 
 

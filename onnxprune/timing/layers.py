@@ -259,8 +259,8 @@ class Building:
                 if numbers[at] == fact.sign * fact.size.size:
                     numbers[at] = fact.sign * self._width(fact)
             set_attribute(made, name, numbers if isinstance(old, list) else numbers[0])
-        for fact in self.layers._implied.get(op.node.position, []):
-            set_attribute(made, fact.name, fact.value)
+        for implied in self.layers._implied.get(op.node.position, []):
+            set_attribute(made, implied.name, implied.value)
 
     def _width(self, fact: Stores) -> int:
         return width(self.typing.solver.resolve(fact.size), self.widths)
@@ -321,7 +321,9 @@ def set_attribute(node: NodeProto, name: str, value: Any) -> None:
 
 def numbers_of(couplings: Couplings) -> dict[str, int]:
     """The position of each node of the main graph, by its first output that is used."""
-    return {next(name for name in node.outputs if name): node.position for node in couplings.graph.main if any(node.outputs)}
+    return {
+        next(name for name in node.outputs if name): node.position for node in couplings.graph.main if any(node.outputs)
+    }
 
 
 def layers_at(couplings: Couplings, batch: int) -> Layers:

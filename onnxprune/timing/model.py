@@ -15,25 +15,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import nnls  # type: ignore[import-untyped]  # scipy brings no types
 
-from onnxprune.coupling.costs import Polynomial, Price, Stair, Staircase, Term, replaced
+from onnxprune.coupling.costs import Polynomial, Stair, Staircase, Term, replaced
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.coupling.types import facts_where
 from onnxprune.probing.calibration import Calibration
 from onnxprune.rules.axes import Axis, Dim
 from onnxprune.rules.facts import Macs
-from onnxprune.timing.kernels import Kernel, numbered, profiled
-from onnxprune.timing.layers import Layer, Layers, numbers_of
+from onnxprune.timing.in_place import times_of_layers
+from onnxprune.timing.layers import Layer, Layers
 from onnxprune.timing.setting import Setting
 from onnxprune.timing.stairs import Stairs, at_width
 from onnxprune.timing.times import LayerTimes
-from onnxprune.timing.whole import latency, run_at
+from onnxprune.timing.whole import latency
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
 """Of each group, the widths at which layers are timed: all groups together, and each by itself."""
-
-PROFILE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def latency_model(
         ModelError: ONNX Runtime does not take the model.
     """
     layers = times.layers
-    in_place = times_in_place(couplings, layers, calibration, setting)
+    (in_place,) = times_of_layers([couplings.graph.model], layers, calibration, setting)
     whole = latency([couplings.graph.model], calibration, setting)
     assert whole is not None
     scale = whole.milliseconds[0] / max(sum(in_place.values()), 1e-9)
@@ -82,27 +80,6 @@ def latency_model(
     shares = np.array(deviations).reshape(-1, 2)
     deviation = float(np.average(shares[:, 0], weights=shares[:, 1])) if shares.size else 0.0
     return LatencyModel(Staircase(tuple(parts), constant), deviation, len(parts), len(layers.all))
-
-
-def times_in_place(
-    couplings: Couplings, layers: Layers, calibration: Calibration, setting: Setting
-) -> dict[int | None, float]:
-    """Milliseconds of each layer, by its number, in a run of the whole model; None: what is no layer's."""
-    feeds, _ = run_at(calibration, setting)
-    (kernels,) = profiled(
-        [numbered(couplings.graph.model, numbers_of(couplings))], [feeds], setting, seconds=PROFILE_SECONDS
-    )
-    return by_layer(kernels, layers)
-
-
-def by_layer(kernels: Sequence[Kernel], layers: Layers) -> dict[int | None, float]:
-    """Milliseconds of the kernels, added up layer by layer."""
-    layer_of = {position: number for number, layer in enumerate(layers.all) for position in layer.positions}
-    found: dict[int | None, float] = {}
-    for kernel in kernels:
-        number = None if kernel.number is None else layer_of.get(kernel.number)
-        found[number] = found.get(number, 0.0) + kernel.microseconds / 1000
-    return found
 
 
 def fit(
@@ -165,9 +142,13 @@ def features_of(layer: Layer, layers: Layers) -> tuple[Polynomial, ...]:
 
     inside = set(layer.positions)
     macs = [
-        term(fact.factors) for op, fact in facts_where(typing, Macs) if layers.couplings.graph.in_main(op.node.position) in inside
+        term(fact.factors)
+        for op, fact in facts_where(typing, Macs)
+        if layers.couplings.graph.in_main(op.node.position) in inside
     ]
-    read, made, weights = [], [], []
+    read: list[Term] = []
+    made: list[Term] = []
+    weights: list[Term] = []
     for position in layer.positions:
         op = typing.stated[position].op
         for tensor in op.tensors:
@@ -181,8 +162,3 @@ def scaled(stair: Stair, factor: float) -> Stair:
     """The same cost, so many times."""
     terms = tuple(Term(term.owner, term.factor * factor, term.axes) for term in stair.polynomial.terms)
     return Stair(Polynomial(terms), stair.steps)
-
-
-def carried_over(cost: Price, again: Mapping[Dim, Dim]) -> Price:
-    """The cost in the Dims of a model that was pruned."""
-    return cost.instead(again) if isinstance(cost, Staircase) else cost

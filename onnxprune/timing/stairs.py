@@ -67,7 +67,9 @@ def stairs_of(groups: Sequence[Group], times: LayerTimes) -> dict[str, Stairs]:
     timed = {group.name: group_times(group, times) for group in groups}
     steps = {group.name: step_of(group.size, timed[group.name]) for group in groups}
     seen = {group.name: edge_of(group.size, steps[group.name], timed[group.name]) for group in groups}
-    usual = {step: most_usual(seen[name] for name, other in steps.items() if other == step) for step in {*steps.values()}}
+    usual = {
+        step: most_usual(seen[name] for name, other in steps.items() if other == step) for step in {*steps.values()}
+    }
     found = {}
     for group in groups:
         step = steps[group.name]

@@ -79,7 +79,8 @@ CASES = {  # share of channels kept, accuracy without and with repair
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if "resnet" in name or "dynamo" in name else ()) for name in CASES]
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if "resnet" in name or "dynamo" in name else ()) for name in CASES],
 )
 def test_repair_brings_accuracy_back(name: str) -> None:
     """On digits that no layer was fitted to, with channels chosen by nothing better than their weights."""
