@@ -18,7 +18,7 @@ from onnxprune.pruner import Pruned, absolute
 from onnxprune.quantizing.quantize import check_quantized, quantize
 from onnxprune.reading.functions import Inlining, inlined
 from onnxprune.reading.read import read
-from onnxprune.reporting.measuring import Session, figures, notes_on, notes_on_speed, parameter_count
+from onnxprune.reporting.measuring import Session, figures, notes_on, parameter_count
 from onnxprune.reporting.report import GroupReport, QuantizedFigures, Report, Settings, WeightsFigures
 from onnxprune.rewriting.outlining import Outlined, outlined
 from onnxprune.rewriting.saving import written_bytes
@@ -176,9 +176,10 @@ def finished(
     notes: Sequence[str],
     clock: Clock,
     judgement: Judgement | None = None,
+    wanted: float | None = None,
 ) -> Report:
     """
-    Check the model, measure it at every step, report.
+    Check the model, measure it at every step, report; `wanted` is the bound on its latency, as a share.
 
     Raises:
         VerificationError: the model failed its own check and must go no further.
@@ -199,7 +200,9 @@ def finished(
         smaller = figures(session, dense, written_bytes(dense, couplings.graph), after, plan=plan)
         timed = latency((couplings.graph.model, dense), session.calibration, session.setting)
         widths = {dim: len(stay) for dim, stay in plan.kept(couplings).items()}
-        speed = speed_of(couplings, dense, widths, session.calibration, session.setting, timed) if timed else None
+        speed = (
+            speed_of(couplings, dense, widths, session.calibration, session.setting, timed, wanted) if timed else None
+        )
         zeros = weights_measured(session, made, plan) if made.thinned else None
         eight_bits = quantized_measured(session, made, plan) if made.quantized else None
     groups = group_reports(couplings, plan)
@@ -225,7 +228,6 @@ def finished(
             *couplings.graph.notes,
             *notes,
             *notes_on_functions(made),
-            *notes_on_speed(session, speed, timed),
             *notes_on(session, plan, made.pruned.scores, thinned=made.thinned is not None),
         ),
         seconds=clock.seconds,

@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 from onnxprune.choosing.choose import groups_to_prune
 from onnxprune.choosing.plan import Plan, plan_of
-from onnxprune.choosing.targets import Bound, Targets
+from onnxprune.choosing.targets import Bound, Targets, amount
 from onnxprune.clock import Clock
 from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.errors import DataError, TargetError, UsageError
@@ -86,6 +86,14 @@ class Job:
         """The model and what it is measured on."""
         return self.pruner.session
 
+    @property
+    def wanted(self) -> float | None:
+        """The bound on the latency, as a share of the original's."""
+        costs = self.session.couplings.costs
+        if costs.latency is None or self.options.latency is None:
+            return None
+        return amount(self.options.latency, "latency").of(costs.latency.at({})) / costs.latency.at({})
+
     def result(self) -> PruneResult:
         """
         The pruned model, checked and measured.
@@ -95,7 +103,7 @@ class Job:
         """
         found, judgement = self._within_drop() if self.searches else self._to_targets()
         notes = tuple(dict.fromkeys((*self.notes, *self.pruner.notes)))
-        report = finished(self.session, found, self._settings(found.pruned), notes, self.clock, judgement)
+        report = finished(self.session, found, self._settings(found.pruned), notes, self.clock, judgement, self.wanted)
         couplings = self.session.couplings
         model = whole(found.model) if fits_whole(couplings.graph.model) else found.model
         return PruneResult(model, found.plan, report, found.pruned.scores, couplings)

@@ -51,6 +51,7 @@ from onnxprune.probing.sensitivities import load_scores
 from onnxprune.reading.read import load, read
 from onnxprune.reporting import tables
 from onnxprune.reporting.inspection import inspect as inspect_couplings
+from onnxprune.reporting.speed import words_on_speed
 from onnxprune.reporting.sweeping import point_of, sweep_table
 from onnxprune.verifying.verify import verify
 
@@ -150,6 +151,8 @@ def sweep_command(
     write_sweep(dict(zip(bounds, results, strict=True)), Path(folder), places)
     if not quiet:
         show_notes(dict.fromkeys(note for result in results for note in result.report.notes))
+        for bound, result in zip(bounds, results, strict=True):
+            show_notes(f"{bound} of the MACs: {words}" for words in words_on_speed(result.report))
         points = [point_of(bound, result.report) for bound, result in zip(bounds, results, strict=True)]
         stdout_console().print(sweep_table(points))
         click.echo(f"\nEach model passed its own check. Written to {folder}")

@@ -14,6 +14,7 @@ from onnxprune.errors import UsageError
 from onnxprune.files import Content, check_target, is_same, is_special, write_whole
 from onnxprune.job import PruneResult
 from onnxprune.reporting import tables
+from onnxprune.reporting.speed import words_on_speed
 from onnxprune.rewriting.saving import contents_of_model
 
 
@@ -51,7 +52,7 @@ def show_result(result: PruneResult, target: str, data_files: Sequence[Path], qu
     """Notes on stderr, tables on stdout."""
     if quiet:
         return
-    show_notes(result.report.notes)
+    show_notes((*result.report.notes, *words_on_speed(result.report)))
     console = stdout_console()
     if result.plan.removed:
         console.print(tables.group_table(result.report.groups))

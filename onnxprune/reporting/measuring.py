@@ -19,11 +19,7 @@ from onnxprune.reading.graph import held_constants
 from onnxprune.reading.numbers import fits_whole
 from onnxprune.reporting.report import Figures
 from onnxprune.timing.setting import Setting
-from onnxprune.timing.speed import NO_FASTER, Speed
-from onnxprune.timing.whole import Latency
 from onnxprune.verifying.measure import accuracy
-
-MOST_NAMED = 5
 
 MEASURED_SAMPLES = 2048
 """Samples of the data that are used at all, the first ones."""
@@ -94,31 +90,6 @@ def notes_on(session: Session, plan: Plan, scores: Sensitivities | None, *, thin
         yield f"Inexact groups were pruned, and held against the original with what went masked out: {named}."
     if not plan.removed and not thinned:
         yield "Nothing was removed: the targets hold already."
-
-
-def notes_on_speed(session: Session, speed: Speed | None, timed: Latency | None) -> Iterator[str]:
-    """Where a smaller model is no faster, what keeps it so; and what was lost on the way."""
-    if speed is None or timed is None:
-        return
-    for found, how in ((speed.one_thread, "one thread"), (speed.all_threads, "all threads")):
-        if speed.at_fault and found.ratio > NO_FASTER:
-            yield (
-                f"The model is smaller but not faster with {how}: its latency is x{found.ratio:.2f} "
-                f"({found.low:.2f}-{found.high:.2f}) of the original's."
-            )
-    if speed.at_fault:
-        named = "; ".join(
-            f"{layer.name!r} {layer.milliseconds[0]:.3f} -> {layer.milliseconds[1]:.3f} ms at "
-            f"{layer.macs[1] / layer.macs[0]:.0%} of its MACs"
-            if layer.macs[0]
-            else f"{layer.name!r} {layer.milliseconds[0]:.3f} -> {layer.milliseconds[1]:.3f} ms"
-            for layer in speed.at_fault
-        )
-        yield f"Layers that take more than their share: {named}."
-    if speed.lost:
-        named = ", ".join(f"{one.node!r} ({one.before or 'part of another'})" for one in speed.lost[:MOST_NAMED])
-        more = f" and {len(speed.lost) - MOST_NAMED} more" if len(speed.lost) > MOST_NAMED else ""
-        yield f"Nodes that ran blocked or fused before and do not now: {named}{more}. Try --multiple-of auto or 16."
 
 
 def figures(

@@ -52,12 +52,14 @@ class Speed:
     """
     Both models in turn, with one thread and with all.
 
-    `predicted` is what the model of latency said of the ratio in the setting that was asked for, if it was asked.
+    `wanted` is the bound on the ratio in the setting that was asked for, if there was one, and `predicted` what the
+    model of latency said of it.
     `at_fault` are layers that keep the model from being faster, if it is not; `lost` kernels those it had before.
     """
 
     one_thread: Latency
     all_threads: Latency
+    wanted: float | None
     predicted: float | None
     at_fault: tuple[SlowLayer, ...]
     lost: tuple[LostKernel, ...]
@@ -75,9 +77,10 @@ def speed_of(
     calibration: Calibration,
     setting: Setting,
     timed: Latency,
+    wanted: float | None = None,
 ) -> Speed:
     """
-    What pruning to these widths did for speed; `timed` are both models as the setting says.
+    What pruning to these widths did for speed; `timed` are both models as the setting says, `wanted` a bound on that.
 
     Raises:
         ModelError: ONNX Runtime does not take a model.
@@ -95,9 +98,8 @@ def speed_of(
     at_fault: tuple[SlowLayer, ...] = ()
     if worst.ratio > NO_FASTER and widths:
         at_fault = layers_at_fault(couplings, pruned, widths, calibration, replace(setting, threads=worst.threads))
-    return Speed(
-        found[1], found[0], predicted, at_fault, tuple(lost_kernels(couplings, pruned, setting)) if widths else ()
-    )
+    lost = tuple(lost_kernels(couplings, pruned, setting)) if widths else ()
+    return Speed(found[1], found[0], wanted, predicted, at_fault, lost)
 
 
 def layers_at_fault(
@@ -107,8 +109,9 @@ def layers_at_fault(
     layers = layers_at(couplings, setting.batch)
     before, after = times_of_layers([couplings.graph.model, pruned], layers, calibration, setting)
     whole = sum(before.values())
-    slow = [layer for _, layer in sorted(excesses(layers, widths, before, after, SHARE_FELT * whole), reverse=True)]
-    return tuple(slow[:MOST_AT_FAULT])
+    found = excesses(layers, widths, before, after, SHARE_FELT * whole)
+    worst = sorted(found, key=lambda one: one[0], reverse=True)
+    return tuple(layer for _, layer in worst[:MOST_AT_FAULT])
 
 
 def excesses(

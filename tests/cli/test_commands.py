@@ -52,7 +52,7 @@ def test_the_table_shows_before_and_after(done: Run) -> None:
     rows = {line.split("  ")[0].strip(): line for line in outcome.out.splitlines()}
     assert rows["/hidden/Gemm"].split() == ["/hidden/Gemm", "128", "64"]
     assert rows["MACs"].split() == ["MACs", "101,632", "50,816", "50.0%", "left"]
-    assert {"accuracy", "loss (cross-entropy)", "parameters", "bytes", "latency, batch 1"} <= rows.keys()
+    assert {"accuracy", "loss (cross-entropy)", "parameters", "bytes", "latency, batch 1, all threads"} <= rows.keys()
     assert "Verified on 32 samples: equals the original with the removed slices set to zero" in outcome.out
     assert outcome.out.rstrip().endswith("Written to out.onnx")
     assert outcome.err == ""

@@ -180,21 +180,23 @@ def test_the_report_is_complete() -> None:
     result = pruned("vit_torchscript", macs="80%", ratio=0.1, probe_samples=4, seed=3)
     report = json.loads(result.report.to_json())
     assert report.keys() == {
-        "format", "version", "settings", "loss_name", "original", "pruned", "latency", "distance", "groups", "skipped",
-        "refitted", "weights", "quantized", "judgement", "bytes", "verdict", "notes", "seconds",
+        "format", "version", "settings", "loss_name", "original", "pruned", "latency", "speed", "distance", "groups",
+        "skipped", "refitted", "weights", "quantized", "judgement", "bytes", "verdict", "notes", "seconds",
     }  # fmt: skip
     assert (report["format"], report["version"]) == ("onnxprune-report", 1)
     assert report["settings"] == {
         "macs": "80%", "params": None, "size": None, "ratio": 0.1, "threshold": None, "criterion": "auto",
         "loss": "kl", "delta": 1.0, "order": 1, "probe samples": 4, "allocation": "curves", "rounds": None,
         "compensate": True, "seed": 3, "max drop": None, "confidence": None, "weights": None, "quantize": None,
-        "inexact": False,
+        "inexact": False, "latency": None, "multiple of": "auto",
+        "setting": "all threads, 1 sample, CPUExecutionProvider",
     }  # fmt: skip
     assert report["loss_name"] == "cross-entropy"
     for figures in (report["original"], report["pruned"]):
         assert figures.keys() == {"macs", "params", "bytes", "loss", "accuracy"}
         assert all(value is not None for value in figures.values())
-    assert report["latency"].keys() == {"milliseconds", "ratio", "low", "high", "batch", "rounds"}
+    timed = {"milliseconds", "ratio", "low", "high", "batch", "rounds", "threads", "provider"}
+    assert report["latency"].keys() == report["speed"]["one_thread"].keys() == timed
     assert report["latency"]["low"] <= report["latency"]["ratio"] <= report["latency"]["high"]
     assert {group["name"]: group["after"] for group in report["groups"]} == {
         group.name: len(group.kept) for group in result.plan.groups if group.exact
@@ -203,8 +205,8 @@ def test_the_report_is_complete() -> None:
     proofs = ["equals the zeroed original", "equals it at other sizes"]
     assert [check["name"] for check in report["verdict"]["checks"]][-2:] == proofs
     assert report["seconds"].keys() == {
-        "read and couple", "run the original", "score channels", "measure width curves", "choose and rewrite",
-        "refit layers", "verify", "measure",
+        "read and couple", "time widths of layers", "run the original", "score channels",
+        "measure width curves", "choose and rewrite", "refit layers", "verify", "measure",
     }  # fmt: skip
 
 
@@ -216,8 +218,8 @@ def test_progress_is_told() -> None:
         model_path("mlp_torch"), arrays, macs="60%", criterion="sensitivity", progress=lambda *said: told.append(said)
     )
     assert [what for what, _, total in told if not total] == [
-        "read and couple", "run the original", "score channels", "measure width curves", "choose and rewrite",
-        "refit layers", "verify", "measure",
+        "read and couple", "time widths of layers", "run the original", "score channels",
+        "measure width curves", "choose and rewrite", "refit layers", "verify", "measure",
     ]  # fmt: skip
     counted = [(what, done) for what, done, total in told if total == 128]
     assert counted[0] == ("probing will take about 1 s", 0)
