@@ -31,7 +31,7 @@ from onnxprune.reporting.measuring import Session, open_session
 from onnxprune.reporting.report import Report, Settings
 from onnxprune.rewriting.saving import save_model
 from onnxprune.timing.stairs import Stairs
-from onnxprune.timing.timing import Timing, fast_widths_of, latency_of_widths
+from onnxprune.timing.timing import Timing, fast_widths_of, latency_of_widths, paces_of
 
 DEFAULT_MACS = 0.7
 NO_TARGET = f"No target was given: the target is {DEFAULT_MACS:.0%} of the MACs (--macs {DEFAULT_MACS:.0%})."
@@ -229,7 +229,9 @@ def timed(couplings: Couplings, samples: Calibration, options: Options, clock: C
     if options.multiple_of == "auto" or options.latency is not None:
         with clock.stage("time widths of layers"):
             stairs = fast_widths_of(couplings, groups, setting, clock.progress)
-    found = Timing(setting, stairs if options.multiple_of == "auto" else {})
+    found = Timing(setting)
+    if options.multiple_of == "auto":
+        found = Timing(setting, stairs, paces=paces_of(couplings, groups, stairs))
     if options.latency is not None:
         with clock.stage("time layers"):
             model = latency_of_widths(couplings, groups, stairs, samples, setting, clock.progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
@@ -270,12 +271,17 @@ class Chooser:
             whole, lowest = cost.at({}), cost.at(dims)
             if lowest > bound:
                 lines.append(
-                    f"{name} of at most {bound:,.0f} ({bound / whole:.1%}), "
-                    f"the least reachable is {lowest:,.0f} ({lowest / whole:.1%})"
+                    f"{name} of at most {told(name, bound)} ({bound / whole:.1%}), "
+                    f"the least reachable is {told(name, lowest)} ({lowest / whole:.1%})"
                 )
         step = "auto" if self.limits.widths else self.limits.multiple_of
         limits = f"min-channels {self.limits.min_channels}, multiple-of {step}"
         return f"Expected {'; '.join(lines)}, within {limits}. Ask for less, or relax the limits, --only or --skip."
+
+
+def told(name: str, cost: float) -> str:
+    """A cost as people read it."""
+    return f"{cost:.3g} ms" if name == "latency" else f"{cost:,.0f}"
 
 
 class Narrowing:
@@ -294,16 +300,17 @@ class Narrowing:
             width = start[group.name]
             ordered = np.sort(chooser.scores.importance(group.name))[group.size - width :]
             for rank, score in enumerate(ordered):
-                entries.append((self._priority(rank, float(score), width, shares[group.name]), rank, group.name))
+                entries.append((self._priority(rank, float(score), width, group.name, shares), rank, group.name))
         entries.sort(key=lambda entry: entry[0])
         self.order = [name for _, _, name in entries]
         self.steps = len(self.order)
 
-    def _priority(self, rank: int, score: float, width: int, share: float) -> float:
-        """Low goes first: loss per cost where scores are losses, else evenly through the group."""
+    def _priority(self, rank: int, score: float, width: int, name: str, shares: Mapping[str, float]) -> float:
+        """Low goes first: loss per cost where scores are losses, else evenly through the groups, each at its pace."""
         if self.chooser.allocation == "uniform":
-            return (rank + 1) / width
-        return score / max(share, 1e-12)
+            left = 1 - (rank + 1) / width
+            return -math.log(left) / self.chooser.limits.paces.get(name, 1.0) if left > 0 else math.inf
+        return score / max(shares[name], 1e-12)
 
     def steps_until(self, holds: Callable[[Widths], bool]) -> int | None:
         """The fewest steps after which `holds`; None if it never does."""

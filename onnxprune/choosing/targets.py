@@ -149,6 +149,8 @@ class Limits:
         min_channels: channels that stay in each group at least.
         multiple_of: widths are multiples of it, or the full width.
         widths: for groups by their names, the widths they may have instead, ascending, the full one last.
+        paces: for groups by their names, how fast they get narrower beside others where nothing tells what they lose:
+            of pace p, the share s^p stays when s stays of a group of pace 1.
         floor: share of each group that stays as long as the bounds can be reached so.
         inexact: inexact groups may go as well, those that the masked form of the model proves.
     """
@@ -160,6 +162,7 @@ class Limits:
     floor: float = 0.1
     inexact: bool = False
     widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    paces: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("min_channels", "multiple_of"):

@@ -17,6 +17,9 @@ NEAR = 0.03
 OVER = 0.01
 """A plan that is slower than the bound by no more than this share holds it: repeated timings differ by more."""
 
+MORE = 0.1
+"""By this share the bound on the predicted latency is raised as long as no plan is said to hold it."""
+
 Planned = TypeVar("Planned")
 
 
@@ -39,17 +42,19 @@ def in_time(
     The plan whose measured latency comes nearest to the bound from below; where none holds it, the fastest.
 
     Raises:
-        TargetError: the bound is below what the model of latency says can be reached, and that was measured, too.
+        TargetError: no plan is that fast, as predicted, and one that is nearly so was measured, too.
     """
     shots: list[Shot[Planned]] = []
-    aim = bound
+    aim, refusal = bound, None
     for _ in range(MOST_PLANS):
         try:
             planned = plan_for(aim)
-        except TargetError:
-            if not shots:
-                raise
-            break
+        except TargetError as unreachable:
+            refusal = refusal or unreachable
+            if shots:
+                break
+            aim *= 1 + MORE
+            continue
         known = next((shot for shot in shots if same(shot.planned, planned)), None)
         shots.append(Shot(planned, aim, known.measured if known else measured(planned)))
         if bound * (1 - NEAR) <= shots[-1].measured <= bound * (1 + OVER):
@@ -58,6 +63,8 @@ def in_time(
         if known is not None and any(abs(shot.aimed / aim - 1) < NEAR / 10 for shot in shots):
             break
     holding = [shot for shot in shots if shot.measured <= bound * (1 + OVER)]
+    if refusal is not None and not holding:
+        raise refusal
     return max(holding, key=lambda shot: shot.measured) if holding else min(shots, key=lambda shot: shot.measured)
 
 

@@ -28,6 +28,9 @@ from onnxprune.timing.sessions import options_for, timed_session
 from onnxprune.timing.setting import Setting
 
 NUMBERED = re.compile(r"onnxprune\.(\d+)\.")
+LAYOUT = "Reorder"
+"""With this begin the names of operators that ONNX Runtime puts in where a blocked layout begins and ends."""
+
 KERNEL = "_kernel_time"
 """What ONNX Runtime puts behind the name of a node in the line that says how long it ran."""
 
@@ -39,9 +42,9 @@ WARM_UP = 2
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """
-    Something that ran: for node number `number`, the last of those it stands for, or for none (None).
+    Something that ran: for node number `number`, the last of those it stands for; None: a change of layout.
 
-    `microseconds` are those of a quiet run: the mean of the faster half of all runs.
+    `microseconds` are those of a quiet run: the mean of the fastest quarter of all runs.
     """
 
     number: int | None
@@ -134,17 +137,24 @@ def kernels_in(profile: Path, rounds: int) -> tuple[Kernel, ...]:
         if event["name"].endswith(KERNEL):
             key = event["name"].removesuffix(KERNEL), event["args"]["op_name"]
             times.setdefault(key, []).append(event["dur"])
-    found = []
+    found: list[Kernel] = []
     for (name, operator), each in times.items():
         calls = max(1, round(len(each) / (rounds + WARM_UP)))  # a node in a loop runs several times
         by_run = np.array(each[-calls * rounds :], float)
         by_run = by_run[: len(by_run) // calls * calls].reshape(-1, calls).sum(1)
-        numbers = NUMBERED.findall(name)
-        faster = np.sort(by_run)[: max(1, (len(by_run) + 1) // 2)]
-        found.append(
-            Kernel(int(numbers[-1]) if numbers else None, operator, float(faster.mean()) if by_run.size else 0.0)
-        )
+        number = number_in(name)
+        if number is None and not operator.startswith(LAYOUT) and found:
+            number = found[-1].number  # fused under another name: it runs next to what it was fused of
+        fastest = np.sort(by_run)[: max(1, len(by_run) // 4)]
+        quiet = float(fastest.mean()) if fastest.size else 0.0
+        found.append(Kernel(number, operator, quiet))
     return tuple(found)
+
+
+def number_in(name: str) -> int | None:
+    """The last number in a name."""
+    numbers = NUMBERED.findall(name)
+    return int(numbers[-1]) if numbers else None
 
 
 def runs_as(model: ModelProto, setting: Setting) -> dict[int, str]:
@@ -162,8 +172,8 @@ def runs_as(model: ModelProto, setting: Setting) -> dict[int, str]:
         optimised = onnx.load(path)
     found = {}
     for node in optimised.graph.node:
-        numbers = NUMBERED.findall(" ".join((node.name, *node.output)))
-        if numbers:
+        number = number_in(" ".join((node.name, *node.output)))
+        if number is not None:
             domain = standard(node.domain)
-            found[int(numbers[-1])] = f"{domain}.{node.op_type}" if domain else node.op_type
+            found[number] = f"{domain}.{node.op_type}" if domain else node.op_type
     return found

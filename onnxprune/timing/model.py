@@ -87,20 +87,21 @@ def fit(
 ) -> tuple[Stair, float] | None:
     """The layer's time in microseconds, and the mean deviation; None where no group bears on it or it is not timed."""
     own = [group for group in groups if not layer.dims.isdisjoint(group.dims)]
-    points = list(dict.fromkeys(points_of(own, stairs)))
+    known = [stairs.get(group.name) or even(group) for group in own]
+    points = list(dict.fromkeys(points_of(own, known)))
     if len(points) < 2:
         return None
     widths = [dims_at(own, point) for point in points]
-    found = times.of(layer, widths)
-    if found is None or not found.own.all():
+    timed = times.of(layer, widths)
+    if timed is None or not timed.own.all():
         return None
-    steps = {dim: stairs[group.name].edge for group in own if len(group.dims) == 1 for dim in group.dims}
+    steps = {group.dims[0]: found.edge for group, found in zip(own, known, strict=True) if len(group.dims) == 1}
     features = [Stair(feature, steps) for feature in features_of(layer, times.layers)]
     table = np.array([[feature.at(one) for feature in features] for one in widths])
-    relative = table / found.own[:, None]
+    relative = table / timed.own[:, None]
     size = np.maximum(relative.max(0), 1e-30)
     factors = nnls(relative / size, np.ones(len(points)))[0] / size
-    deviation = float(np.abs(table @ factors / found.own - 1).mean())
+    deviation = float(np.abs(table @ factors / timed.own - 1).mean())
     terms = [
         Term(term.owner, term.factor * factor, term.axes)
         for feature, factor in zip(features, factors, strict=True)
@@ -110,11 +111,16 @@ def fit(
     return Stair(Polynomial(tuple(terms)), steps), deviation
 
 
-def points_of(groups: Sequence[Group], stairs: Mapping[str, Stairs]) -> Iterator[tuple[int, ...]]:
+def even(group: Group) -> Stairs:
+    """Stairs of single channels."""
+    return Stairs(1, 1, tuple(range(1, group.size + 1)))
+
+
+def points_of(groups: Sequence[Group], stairs: Sequence[Stairs]) -> Iterator[tuple[int, ...]]:
     """Widths of the groups: all at the same share, and each alone."""
     full = [group.size for group in groups]
     for share in SHARES:
-        narrow = [nearest(stairs[group.name].widths, share * group.size) for group in groups]
+        narrow = [nearest(found.widths, share * group.size) for group, found in zip(groups, stairs, strict=True)]
         yield tuple(narrow)
         for number in range(len(groups)):
             yield tuple(narrow[at] if at == number else full[at] for at in range(len(groups)))

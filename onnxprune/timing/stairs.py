@@ -38,8 +38,8 @@ STEEP = 0.5
 FELT = 0.04
 """What the next stair must save, as a share of the whole, for its edge to be seen."""
 
-COARSEST = 16
-"""Steps that are only cheap, not needed, are no coarser than this part of the group."""
+COARSEST = 4
+"""Steps that are only cheap, not needed, leave at least so many widths: at most a quarter of the group goes at once."""
 
 FEWEST = 4
 """Widths that even a narrow group has to choose among, however slow they are."""
@@ -54,12 +54,14 @@ class Stairs:
     Fast widths of a group.
 
     `step` is the smallest whose multiples stay on the fast kernels, `edge` how many channels take the same time,
-    `widths` are those to choose among, ascending, the full one last.
+    `widths` are those to choose among, ascending, the full one last. `saves` are the microseconds that would go with
+    all of the group at the rate at which they go with a part of it.
     """
 
     step: int
     edge: int
     widths: tuple[int, ...]
+    saves: float = 0.0
 
 
 def stairs_of(groups: Sequence[Group], times: LayerTimes) -> dict[str, Stairs]:
@@ -74,7 +76,8 @@ def stairs_of(groups: Sequence[Group], times: LayerTimes) -> dict[str, Stairs]:
     for group in groups:
         step = steps[group.name]
         edge = max(step, seen[group.name] or (usual[step] if step > 1 else 1))
-        found[group.name] = Stairs(step, edge, fast_widths(group.size, step, edge, timed[group.name]))
+        widths = fast_widths(group.size, step, edge, timed[group.name])
+        found[group.name] = Stairs(step, edge, widths, saved(group.size, timed[group.name]))
     return found
 
 
@@ -152,6 +155,12 @@ def edge_of(size: int, step: int, timed: Mapping[int, float]) -> int:
             return edge
     saves = timed[top] - timed[top - 16]
     return step if saves > FELT * timed[top] and timed[top] - timed[top - 12] > STEEP * saves else 0
+
+
+def saved(size: int, timed: Mapping[int, float]) -> float:
+    """Microseconds that would go with all of the group, at the rate of its first quarter or half."""
+    narrow = max((width for width in timed if width % STEPS[-1] == 0 and width <= size * 3 / 4), default=None)
+    return 0.0 if narrow is None else (timed[size] - timed[narrow]) * size / (size - narrow)
 
 
 def fast_widths(size: int, step: int, edge: int, timed: Mapping[int, float]) -> tuple[int, ...]:

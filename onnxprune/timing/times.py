@@ -20,10 +20,10 @@ from onnxprune.timing.setting import Setting
 CACHE_VARIABLE = "ONNXPRUNE_TIMINGS"
 """Names another folder for the times than the user's cache."""
 
-MEANING = "onnxprune times 1"
+MEANING = "onnxprune times 2"
 """Part of every key; to be changed when a layer of the same key comes to be timed in another way."""
 
-SECONDS = 0.1
+SECONDS = 0.2
 """For the widths of a layer together, about; large layers take longer."""
 
 MOST_BYTES = 2**29

@@ -1,0 +1,103 @@
+"""Fast widths, seen in times: on machines that are made up, so that what is true of them is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxprune.choosing.targets import Limits
+from onnxprune.coupling.couple import Couplings
+from onnxprune.timing import stairs
+from onnxprune.timing.layers import Layer, Widths, layers_at
+from onnxprune.timing.setting import Setting
+from onnxprune.timing.stairs import COARSEST, fast_widths, step_of, tried
+from onnxprune.timing.times import LayerTimes, Times
+from tests.bundled import bundled
+
+sizes = st.integers(1, 400)
+seeds = st.integers(0, 1000)
+
+
+def blocked(step: int, edge: int) -> Callable[[int], float]:
+    """A machine with fast kernels on a step, in stairs, and slow ones beside."""
+    return lambda width: 10 + -(-width // edge) * edge if width % step == 0 else 40 + 3.0 * width
+
+
+def timed(size: int, machine: Callable[[int], float], seed: int, noise: float = 0.02) -> dict[int, float]:
+    """What the widths that are tried take there, about."""
+    random = np.random.default_rng(seed)
+    return {width: machine(width) * (1 + noise * random.uniform(-1, 1)) for width in tried(size)}
+
+
+@given(st.integers(48, 400).map(lambda size: size // 16 * 16), st.sampled_from([2, 4, 8]), seeds)
+def test_the_step_is_found(size: int, step: int, seed: int) -> None:
+    """Whatever the noise of a few per cent."""
+    assert step_of(size, timed(size, blocked(step, 16), seed)) == step
+
+
+@given(sizes, seeds)
+def test_where_all_widths_are_as_good_any_may_be_chosen(size: int, seed: int) -> None:
+    """Time in proportion to the width has no steps."""
+    found = timed(size, lambda width: 5.0 + width, seed)
+    assert step_of(size, found) == 1
+    assert fast_widths(size, 1, 1, found) == tuple(range(1, size + 1))
+
+
+@given(sizes, st.sampled_from([1, 2, 4]), st.sampled_from([4, 8, 16]), seeds)
+def test_widths_are_on_the_step_and_leave_a_choice(size: int, step: int, edge: int, seed: int) -> None:
+    """Ascending, the full one last; a step that is coarser than it must be leaves some widths to choose among."""
+    found = fast_widths(size, step, edge, timed(size, blocked(step, edge), seed))
+    assert list(found) == sorted(set(found))
+    assert found[-1] == size
+    assert all(width % step == 0 for width in found[:-1])
+    assert len(found) >= min(COARSEST, size // step)
+
+
+def test_a_width_that_is_slower_than_a_wider_one_is_left_out() -> None:
+    """Narrower than a block, kernels read another layout."""
+    found = {width: 5.0 if width < 16 else 1 + width / 16 for width in tried(64)}
+    assert fast_widths(64, 4, 4, found)[:3] == (16, 20, 24)
+
+
+class MadeUp(LayerTimes):
+    """Times on a machine that is made up: blocked kernels for layers that convolve."""
+
+    def __init__(self, couplings: Couplings) -> None:
+        super().__init__(layers_at(couplings, 1), Setting(threads=1))
+
+    def of(self, layer: Layer, widths: list[Widths]) -> Times | None:  # type: ignore[override]
+        """In proportion to its multiplications, and four times that off the step of 4."""
+        own = []
+        for one in widths:
+            slow = any(dim in layer.dims and width % 4 for dim, width in one.items())
+            share = np.prod([width / dim.size for dim, width in one.items() if dim in layer.dims])
+            own.append(100.0 * share * (4 if slow and "Conv" in layer.operator else 1))
+        return Times(np.array(own), np.zeros(len(own)))
+
+
+def test_a_group_has_the_step_that_its_layers_need() -> None:
+    """Convolutions, four; dense layers, any."""
+    for name, expected in (("resnet_torchscript", 4), ("mlp_torch", 1)):
+        couplings = bundled(name)
+        groups = [group for group in couplings.groups if group.size >= 32]
+        found = stairs.stairs_of(groups, MadeUp(couplings))
+        assert {one.step for one in found.values()} == {expected}
+
+
+def test_limits_keep_to_the_widths() -> None:
+    """What is wanted is rounded up among them; with no width at all the group stays whole."""
+    (group,) = bundled("mlp_torch").groups
+    limits = Limits(widths={group.name: (16, 48, 128)})
+    assert [limits.rounded(group, wanted) for wanted in (1, 16, 17, 49, 128)] == [16, 16, 48, 128, 128]
+    assert [limits.rounded_down(group, wanted) for wanted in (3, 16, 47, 127, 128)] == [0, 16, 16, 48, 128]
+
+
+@pytest.mark.parametrize("blocked_from", [16])
+def test_one_that_is_not_blocked_pays_for_the_layout(blocked_from: int) -> None:
+    """Alone it needs no change of layout; where it stands it takes the blocked one off and on again."""
+    found = Times(np.array([5.0, 5.0]), np.array([0.0, 3.0]))
+    assert list(stairs.in_place(found)) == [8.0, 5.0]
