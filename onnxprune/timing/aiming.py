@@ -50,9 +50,9 @@ def in_time(
         try:
             planned = plan_for(aim)
         except TargetError as unreachable:
-            refusal = refusal or unreachable
             if shots:
                 break
+            refusal = refusal or unreachable
             aim *= 1 + MORE
             continue
         known = next((shot for shot in shots if same(shot.planned, planned)), None)
