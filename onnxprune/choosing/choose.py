@@ -187,7 +187,8 @@ class Chooser:
             narrowing = Narrowing(self, widths, with_floor=with_floor)
             count = narrowing.steps_until(self._holds)
             if count is not None:
-                return narrowing.after(count)
+                found = narrowing.after(count)
+                return self._widened(found, widths) if self.limits.widths else found
             widths = narrowing.after(narrowing.steps)
         raise TargetError(self._unreachable(widths))
 
@@ -208,6 +209,18 @@ class Chooser:
             for name, (cost, bound) in self.bounds.items():
                 bounds[name] -= max(cost.at(dims) - bound, 0.0) + 1e-9 * bound
         return None
+
+    def _widened(self, widths: Widths, widest: Widths) -> Widths:
+        """The widths with groups wider again as the bounds leave room: groups alike got narrower all at once."""
+        found, before = dict(widths), dict[str, int]()
+        while found != before:
+            before = dict(found)
+            for group in sorted(self.groups, key=lambda group: widths[group.name] / group.size):
+                above = self._allowed(group, widest[group.name])
+                above = above[above > found[group.name]]
+                if above.size and self._holds({**found, group.name: int(above[0])}):
+                    found[group.name] = int(above[0])
+        return found
 
     def _allowed(self, group: Group, widest: int) -> np.ndarray:
         """The widths that the group may have, up to the widest."""

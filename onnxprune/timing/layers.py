@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,6 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.coupling.couple import Couplings
 from onnxprune.coupling.types import facts_where
-from onnxprune.errors import ModelError
 from onnxprune.reading.graph import NUMPY_TYPES, Node
 from onnxprune.reading.observing import Observation, observe
 from onnxprune.rules.axes import Dim, leaves, width
@@ -327,22 +326,11 @@ def numbers_of(couplings: Couplings) -> dict[str, int]:
 
 
 def layers_at(couplings: Couplings, batch: int) -> Layers:
-    """
-    The layers of the model at so many samples a run, or at the batch that it has.
-
-    Raises:
-        ModelError: the model does not run at this batch.
-    """
+    """The layers of the model at so many samples a run, or, where it does not run so, at those it was read with."""
     layers = Layers(couplings, batch)
     try:
         _ = layers.seen
-    except Exception as failure:  # ONNX Runtime raises many kinds
-        raise ModelError(
-            f"The model does not run at a batch of {batch}: {str(failure).splitlines()[0]} Choose another with --batch."
-        ) from None
+    except Exception:  # ONNX Runtime raises many kinds; each means "not at this batch"
+        own = next(iter(couplings.graph.input_shapes.values()), (batch,))
+        return Layers(couplings, own[0] if own else batch)
     return layers
-
-
-def free_dims(couplings: Couplings, layer: Layer) -> Sequence[Dim]:
-    """The Dims of groups that the layer's time depends on."""
-    return [dim for group in couplings.groups for dim in group.dims if dim in layer.dims]

@@ -64,11 +64,6 @@ class Speed:
     at_fault: tuple[SlowLayer, ...]
     lost: tuple[LostKernel, ...]
 
-    @property
-    def is_faster(self) -> bool:
-        """With one thread and with all?"""
-        return max(self.one_thread.ratio, self.all_threads.ratio) <= NO_FASTER
-
 
 def speed_of(
     couplings: Couplings,

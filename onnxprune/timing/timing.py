@@ -56,12 +56,7 @@ class Timing:
 def fast_widths_of(
     couplings: Couplings, groups: Sequence[Group], setting: Setting, progress: Progress | None = None
 ) -> dict[str, Stairs]:
-    """
-    The fast widths of each group on this machine, by its name; times are kept for later runs.
-
-    Raises:
-        ModelError: the model does not run at the setting's batch.
-    """
+    """The fast widths of each group on this machine, by its name; times are kept for later runs."""
     alone = replace(setting, threads=ONE_THREAD)
     layers = layers_at(couplings, setting.batch)
     return stairs_of(groups, LayerTimes(layers, alone, ticking(progress, "time widths of layers")))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
+from onnxprune.errors import ModelError
 from onnxprune.probing.calibration import Calibration
 from onnxprune.reading.numbers import fits_whole
 from onnxprune.timing.sessions import options_for, timed_session
@@ -49,15 +50,19 @@ def latency(
     run whole: that time would be the disk's.
 
     Raises:
-        ModelError: ONNX Runtime does not take a model.
+        ModelError: ONNX Runtime does not take a model, or does not run it at this batch.
     """
     if not all(map(fits_whole, models)):
         return None
     feeds, batch = run_at(calibration, setting)
     sessions = [timed_session(model, setting, options_for(setting)) for model in models]
-    for session in sessions:
-        for _ in range(WARM_UP):
-            session.run(None, feeds)
+    try:
+        for session in sessions:
+            for _ in range(WARM_UP):
+                session.run(None, feeds)
+    except Exception as failure:  # ONNX Runtime raises many kinds
+        first = str(failure).splitlines()[0]
+        raise ModelError(f"The model does not run at a batch of {batch}: {first} Choose another --batch.") from None
     seconds = MEASURING_SECONDS if seconds is None else seconds
     times: list[list[float]] = []
     start = time.perf_counter()

@@ -306,6 +306,37 @@ def test_compare_measures_both_models(done: Run) -> None:
     assert found["distance"] > 0
 
 
+def test_a_profile_says_where_the_time_goes(done: Run) -> None:
+    """Every layer with its share, MACs and place on the stairs; the multiplications are those of the model."""
+    table = done("profile model.onnx --threads 1").out
+    assert table.startswith("1 thread, 1 sample, CPUExecutionProvider")
+    assert "/hidden/Gemm" in table
+    assert "GFLOP/s" in table
+    found = json.loads(done("profile model.onnx --batch 4 --json").out)
+    assert found["batch"] == 4
+    assert found["macs"] == sum(layer["macs"] for layer in found["layers"]) == 4 * 101_632
+    hidden_layer = next(layer for layer in found["layers"] if layer["name"] == "/hidden/Gemm")
+    assert [(place["group"], place["width"]) for place in hidden_layer["positions"]] == [("/hidden/Gemm", 128)]
+
+
+def test_two_models_layer_by_layer(done: Run) -> None:
+    """The same layers, the smaller one's beside the original's."""
+    done("model.onnx out.onnx --data data.npz --macs 50% --quiet")
+    assert "MACs left" in done("compare model.onnx out.onnx --layers --data data.npz").out
+    found = json.loads(done("compare model.onnx out.onnx --layers --json").out)
+    before, after = (profile["layers"] for profile in found["layers"])
+    assert [layer["name"] for layer in before] == [layer["name"] for layer in after]
+    assert all(one["macs"] >= other["macs"] for one, other in zip(before, after, strict=True))
+
+
+def test_a_bound_on_the_latency_that_nothing_reaches_is_refused(run: Run) -> None:
+    """With what can be reached, in milliseconds."""
+    outcome = run("model.onnx out.onnx --data data.npz --latency 0.0001ms --no-compensate")
+    assert outcome.code == 1
+    assert "Expected latency of at most 0.0001 ms" in outcome.err
+    assert "the least reachable is" in outcome.err
+
+
 def test_compare_finds_a_model_equal_to_itself(done: Run) -> None:
     """No distance, no change."""
     found = json.loads(done("compare model.onnx model.onnx --json").out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,10 @@ import onnxprune
 from onnxprune import job
 from onnxprune.choosing.allocation import cost_in_groups
 from onnxprune.coupling.costs import Polynomial, Stair, Staircase, Term
-from onnxprune.errors import UsageError
+from onnxprune.coupling.couple import Couplings
+from onnxprune.errors import TargetError, UsageError
 from onnxprune.probing.calibration import gather
+from onnxprune.probing.proxies import magnitudes
 from onnxprune.rules.axes import Dim
 from onnxprune.timing import timing
 from onnxprune.timing.layers import layers_at
@@ -149,11 +150,7 @@ def test_a_bound_on_the_latency_is_met(bound: str) -> None:
 
 def test_a_bound_in_milliseconds_and_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds carry the price of time over to the smaller model: they end at the bound as predicted."""
-    couplings = bundled("mlp_sklearn")
-    dims = [dim for group in couplings.groups for dim in group.dims]
-    part = Stair(Polynomial(tuple(Term("all", 1.0, (dim,)) for dim in dims)), {})
-    made_up = Staircase((part,), 0.0)
-    whole = made_up.at({})
+    whole = made_up_for(bundled("mlp_sklearn")).at({})
     monkeypatch.setattr(job, "timed", lambda found, *_: (timing.Timing(ONE), priced(found, made_up_for(found))))
     monkeypatch.setattr("onnxprune.pruner.Pruner._milliseconds", lambda _, model: size_of_hidden(model))
     result = onnxprune.prune(
@@ -163,13 +160,13 @@ def test_a_bound_in_milliseconds_and_rounds(monkeypatch: pytest.MonkeyPatch) -> 
     assert 0.45 * whole <= left <= 0.51 * whole
 
 
-def made_up_for(couplings: onnxprune.coupling.couple.Couplings) -> Staircase:  # type: ignore[name-defined]
+def made_up_for(couplings: Couplings) -> Staircase:
     """A millisecond for each channel."""
     dims = [dim for group in couplings.groups for dim in group.dims]
     return Staircase((Stair(Polynomial(tuple(Term("all", 1.0, (dim,)) for dim in dims)), {}),), 0.0)
 
 
-def priced(couplings: onnxprune.coupling.couple.Couplings, cost: Staircase):  # type: ignore[name-defined,no-untyped-def]
+def priced(couplings: Couplings, cost: Staircase) -> Couplings:
     """The couplings with this latency."""
     return replace(couplings, costs=replace(couplings.costs, latency=cost))
 
@@ -188,15 +185,37 @@ def test_a_latency_that_was_not_measured_is_no_target() -> None:
         onnxprune.choose(couplings, scores, onnxprune.Targets(latency=0.5))
 
 
+@given(seeds, st.floats(0.2, 0.95))
+def test_no_group_could_be_wider(seed: int, share: float) -> None:
+    """Among the widths there are, with all bounds held; whichever these are."""
+    couplings, random = three_layers(), np.random.default_rng(seed)
+    widths = {
+        group.name: (*sorted({int(width) for width in random.integers(1, group.size, 3)}), group.size)
+        for group in couplings.groups
+    }
+    limits = onnxprune.Limits(widths=widths)
+    scores = magnitudes(couplings, couplings.groups)
+    macs = couplings.costs.macs
+    try:
+        plan = onnxprune.choose(couplings, scores, onnxprune.Targets(macs=share), limits, allocation="uniform")
+    except TargetError:
+        return
+    left = {group.name: len(group.kept) for group in plan.groups}
+    for group in couplings.groups:
+        assert left[group.name] in widths[group.name]
+        above = [width for width in widths[group.name] if width > left[group.name]]
+        if above:
+            wider = {**left, group.name: above[0]}
+            dims = {one.dims[0]: wider[one.name] for one in couplings.groups}
+            assert macs.at(dims) > share * macs.at({})
+
+
 def test_groups_that_save_more_time_get_narrower_first() -> None:
     """Where nothing tells what they lose: the share of one is a power of that of the other."""
     couplings = three_layers()
     first, second = couplings.groups[:2]
-    scores = onnxprune.probing.proxies.magnitudes(couplings, couplings.groups)  # type: ignore[attr-defined]
+    scores = magnitudes(couplings, couplings.groups)
     limits = onnxprune.Limits(paces={first.name: 3.0, second.name: 1 / 3})
     plan = onnxprune.choose(couplings, scores, onnxprune.Targets(macs=0.5), limits, allocation="uniform")
     left = {group.name: len(group.kept) / group.size for group in plan.groups}
     assert left[first.name] < left[second.name]
-
-
-Made = Callable[[], object]
