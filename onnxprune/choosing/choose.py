@@ -180,7 +180,8 @@ class Chooser:
 
     def widths(self) -> Widths:
         """Widths at which every target holds."""
-        widths: Widths = {group.name: self._asked_width(group) for group in self.groups}
+        asked: Widths = {group.name: self._asked_width(group) for group in self.groups}
+        widths = asked
         if self.allocation == "curves" and (found := self._of_least_loss(widths)) is not None:
             return found
         for with_floor in (True, False):
@@ -188,7 +189,7 @@ class Chooser:
             count = narrowing.steps_until(self._holds)
             if count is not None:
                 found = narrowing.after(count)
-                return self._widened(found, widths) if self.limits.widths else found
+                return self._widened(found, asked) if self.limits.widths else found
             widths = narrowing.after(narrowing.steps)
         raise TargetError(self._unreachable(widths))
 
