@@ -8,7 +8,7 @@ must stay what they were.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -19,6 +19,7 @@ from onnxprune.coupling.types import Stated
 from onnxprune.rewriting.editing import Draft
 from onnxprune.rewriting.mending import Candidate, Mender
 from onnxprune.rewriting.widths import Sizes
+from onnxprune.rules.axes import Axis
 from onnxprune.rules.facts import Implied, Stores
 from onnxprune.rules.operation import Op, Tensor
 
@@ -39,6 +40,14 @@ def adjust_sizes(couplings: Couplings, kept: Kept, draft: Draft) -> Sizes:
 
 def set_stored_attributes(op: Op, stored: Sequence[Stores], sizes: Sizes, draft: Draft) -> None:
     """Write new widths into the attributes that store them."""
+    for name, value in stored_attributes(op, stored, sizes.new_width):
+        draft.set_attribute(op.node.position, name, value)
+
+
+def stored_attributes(
+    op: Op, stored: Sequence[Stores], new_width: Callable[[Axis], int]
+) -> Iterator[tuple[str, list[int] | int]]:
+    """The attributes that store widths and change with them, and what they become."""
     present = [fact for fact in stored if isinstance(fact.place, str) and fact.place in op.node.attributes]
     for name in dict.fromkeys(str(fact.place) for fact in present):
         old = op.node.attributes[name]
@@ -46,10 +55,10 @@ def set_stored_attributes(op: Op, stored: Sequence[Stores], sizes: Sizes, draft:
         for fact in present:
             at = fact.element or 0
             if fact.place == name and numbers[at] == fact.sign * fact.size.size:
-                numbers[at] = fact.sign * sizes.new_width(fact.size)
+                numbers[at] = fact.sign * new_width(fact.size)
         value = numbers if isinstance(old, list) else numbers[0]
         if value != old:
-            draft.set_attribute(op.node.position, name, value)
+            yield name, value
 
 
 def write_down_widths(op: Op, stored: Sequence[Stores], sizes: Sizes, draft: Draft) -> None:

@@ -14,8 +14,9 @@ import platformdirs
 from onnxprune.errors import ModelError, OnnxPruneError
 from onnxprune.probing.journal import Entry, Journal, open_journal
 from onnxprune.timing.kernels import profiled
-from onnxprune.timing.layers import Layer, Layers, Trial, Unbuildable, Widths
+from onnxprune.timing.layers import Layer, Layers, Unbuildable, Widths
 from onnxprune.timing.setting import Setting
+from onnxprune.timing.trials import Trial, trial_of
 
 CACHE_VARIABLE = "ONNXPRUNE_TIMINGS"
 """Names another folder for the times than the user's cache."""
@@ -68,7 +69,7 @@ class LayerTimes:
     def of(self, layer: Layer, widths: Sequence[Widths]) -> Times | None:
         """Of the layer at each of these widths; None where it cannot stand by itself."""
         try:
-            trials = [self.layers.trial(layer, one) for one in widths]
+            trials = [trial_of(self.layers, layer, one) for one in widths]
         except Unbuildable:
             return None
         keys = [trial.key for trial in trials]

@@ -14,6 +14,7 @@ from onnxprune.reading.read import read
 from onnxprune.rewriting.rewrite import rewrite_kept
 from onnxprune.rules.axes import Dim
 from onnxprune.timing.layers import Layers, Unbuildable, layers_at
+from onnxprune.timing.trials import trial_of
 from tests.bundled import MODELS, bundled, twins_later
 from tests.models import build
 
@@ -38,7 +39,7 @@ def shapes_by_itself(layers: Layers, kept: dict[Dim, np.ndarray]) -> Iterator[tu
     """What each layer makes when it is run alone at these widths."""
     graph = layers.couplings.graph
     for layer in layers.all:
-        trial = layers.trial(layer, {dim: len(stay) for dim, stay in kept.items()})
+        trial = trial_of(layers, layer, {dim: len(stay) for dim, stay in kept.items()})
         session = session_for(trial.model())
         made = dict(zip(trial.outputs, session.run(None, trial.feeds()), strict=True))
         for number, position in enumerate(layer.positions):
@@ -73,14 +74,14 @@ def test_layers_alike_have_one_key() -> None:
     """So that a network of equal blocks is timed once; another width, or batch, is another key."""
     couplings = bundled("vit_torchscript")
     layers = layers_at(couplings, 1)
-    keys = [layers.trial(layer, {}).key for layer in layers.all]
+    keys = [trial_of(layers, layer, {}).key for layer in layers.all]
     assert len(set(keys)) <= math.ceil(len(keys) / 2)
     widest = max((group for group in couplings.groups if group.exact), key=lambda group: group.size)
     layer = next(layer for layer in layers.all if not layer.dims.isdisjoint(widest.dims))
-    narrow = layers.trial(layer, {dim: dim.size - 1 for dim in widest.dims})
-    assert narrow.key != layers.trial(layer, {}).key
-    assert layers.trial(layer, {}).key == layers_at(couplings, 1).trial(layer, {}).key
-    assert layers.trial(layer, {}).key != layers_at(couplings, 2).trial(layer, {}).key
+    narrow = trial_of(layers, layer, {dim: dim.size - 1 for dim in widest.dims})
+    assert narrow.key != trial_of(layers, layer, {}).key
+    assert trial_of(layers, layer, {}).key == trial_of(layers_at(couplings, 1), layer, {}).key
+    assert trial_of(layers, layer, {}).key != trial_of(layers_at(couplings, 2), layer, {}).key
 
 
 def test_a_layer_with_a_body_cannot_stand_by_itself() -> None:
@@ -110,4 +111,4 @@ def test_a_layer_with_a_body_cannot_stand_by_itself() -> None:
     layers = layers_at(couple(read(model)), 1)
     layer = next(layer for layer in layers.all if 1 in layer.positions)
     with pytest.raises(Unbuildable, match="has bodies"):
-        layers.trial(layer, {})
+        trial_of(layers, layer, {})
