@@ -234,7 +234,7 @@ class Chooser:
         width = group.size
         if self.targets.ratio is not None:
             left = int((1 - self.targets.ratio) * group.size + 1e-9)
-            width = max(self.limits.rounded_down(group, left), self.limits.least(group, with_floor=False))
+            width = max(self.limits.fitting(group, left), self.limits.least(group, with_floor=False))
         if self.targets.threshold is not None:
             above = int((self.scores.importance(group.name) >= self._threshold()).sum())
             width = min(width, max(self.limits.rounded(group, above), self.limits.least(group, with_floor=False)))

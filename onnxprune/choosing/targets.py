@@ -203,9 +203,11 @@ class Limits:
         allowed = self.allowed(group)
         return int(allowed[min(int(np.searchsorted(allowed, wanted)), len(allowed) - 1)])
 
-    def rounded_down(self, group: Group, wanted: float) -> int:
-        """The largest allowed width that is at most `wanted`; 0 if there is none."""
+    def fitting(self, group: Group, wanted: float) -> int:
+        """The largest allowed width that is at most `wanted`, 0 if there is none; of fast widths the nearest to it."""
         allowed = self.allowed(group)
+        if group.name in self.widths:
+            return int(allowed[::-1][np.abs(allowed[::-1] - wanted).argmin()])
         place = int(np.searchsorted(allowed, wanted, side="right"))
         return int(allowed[place - 1]) if place else 0
 
