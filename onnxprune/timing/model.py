@@ -113,7 +113,8 @@ def fit(
 
 def even(group: Group) -> Stairs:
     """Stairs of single channels."""
-    return Stairs(1, 1, tuple(range(1, group.size + 1)))
+    widths = tuple(range(1, group.size + 1))
+    return Stairs(1, 1, widths, widths)
 
 
 def points_of(groups: Sequence[Group], stairs: Sequence[Stairs]) -> Iterator[tuple[int, ...]]:

@@ -38,8 +38,8 @@ STEEP = 0.5
 FELT = 0.04
 """What the next stair must save, as a share of the whole, for its edge to be seen."""
 
-COARSEST = 4
-"""Steps that are only cheap, not needed, leave at least so many widths: at most a quarter of the group goes at once."""
+CHOICE, FEW_TO_CHOOSE = 8, 4
+"""Steps that are only cheap, not needed, leave so many widths at least; and fewer where losses do not choose."""
 
 FEWEST = 4
 """Widths that even a narrow group has to choose among, however slow they are."""
@@ -54,13 +54,15 @@ class Stairs:
     Fast widths of a group.
 
     `step` is the smallest whose multiples stay on the fast kernels, `edge` how many channels take the same time,
-    `widths` are those to choose among, ascending, the full one last. `saves` are the microseconds that would go with
-    all of the group at the rate at which they go with a part of it.
+    `widths` are those to choose among, ascending, the full one last; where nothing tells what each loses, `even_widths`,
+    which are more often on edges. `saves` are the microseconds that would go with all of the group at the rate at which
+    they go with a part of it.
     """
 
     step: int
     edge: int
     widths: tuple[int, ...]
+    even_widths: tuple[int, ...]
     saves: float = 0.0
 
 
@@ -76,8 +78,10 @@ def stairs_of(groups: Sequence[Group], times: LayerTimes) -> dict[str, Stairs]:
     for group in groups:
         step = steps[group.name]
         edge = max(step, seen[group.name] or (usual[step] if step > 1 else 1))
-        widths = fast_widths(group.size, step, edge, timed[group.name])
-        found[group.name] = Stairs(step, edge, widths, saved(group.size, timed[group.name]))
+        widths, even_widths = (
+            fast_widths(group.size, step, edge, timed[group.name], least) for least in (CHOICE, FEW_TO_CHOOSE)
+        )
+        found[group.name] = Stairs(step, edge, widths, even_widths, saved(group.size, timed[group.name]))
     return found
 
 
@@ -163,9 +167,9 @@ def saved(size: int, timed: Mapping[int, float]) -> float:
     return 0.0 if narrow is None else (timed[size] - timed[narrow]) * size / (size - narrow)
 
 
-def fast_widths(size: int, step: int, edge: int, timed: Mapping[int, float]) -> tuple[int, ...]:
-    """The widths to choose among: on the step, or a coarser one where that is fine enough, and no slower than wider."""
-    while step * 2 <= edge and step * 2 * COARSEST <= size:
+def fast_widths(size: int, step: int, edge: int, timed: Mapping[int, float], least: int) -> tuple[int, ...]:
+    """The widths to choose among: on the step, or a coarser one that leaves enough of them, and no slower than wider."""
+    while step * 2 <= edge and step * 2 * least <= size:
         step *= 2
     widths = [*range(step, size, step), size]
     if step == 1:  # nothing to avoid

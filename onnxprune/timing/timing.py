@@ -42,9 +42,10 @@ class Timing:
     model: LatencyModel | None = None
     paces: Mapping[str, float] = field(default_factory=dict)
 
-    def within(self, limits: Limits) -> Limits:
-        """The limits with the fast widths among them."""
-        return replace(limits, widths={name: found.widths for name, found in self.stairs.items()}, paces=self.paces)
+    def within(self, limits: Limits, *, evenly: bool) -> Limits:
+        """The limits with the fast widths among them; `evenly`: losses do not choose among them."""
+        widths = {name: found.even_widths if evenly else found.widths for name, found in self.stairs.items()}
+        return replace(limits, widths=widths, paces=self.paces)
 
     def priced(self, couplings: Couplings) -> Couplings:
         """The couplings with the latency among their costs."""

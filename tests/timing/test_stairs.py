@@ -14,7 +14,7 @@ from onnxprune.coupling.couple import Couplings
 from onnxprune.timing import stairs
 from onnxprune.timing.layers import Layer, Widths, layers_at
 from onnxprune.timing.setting import Setting
-from onnxprune.timing.stairs import COARSEST, fast_widths, step_of, tried
+from onnxprune.timing.stairs import CHOICE, fast_widths, step_of, tried
 from onnxprune.timing.times import LayerTimes, Times
 from tests.bundled import bundled
 
@@ -44,23 +44,23 @@ def test_where_all_widths_are_as_good_any_may_be_chosen(size: int, seed: int) ->
     """Time in proportion to the width has no steps."""
     found = timed(size, lambda width: 5.0 + width, seed)
     assert step_of(size, found) == 1
-    assert fast_widths(size, 1, 1, found) == tuple(range(1, size + 1))
+    assert fast_widths(size, 1, 1, found, CHOICE) == tuple(range(1, size + 1))
 
 
 @given(sizes, st.sampled_from([1, 2, 4]), st.sampled_from([4, 8, 16]), seeds)
 def test_widths_are_on_the_step_and_leave_a_choice(size: int, step: int, edge: int, seed: int) -> None:
     """Ascending, the full one last; a step that is coarser than it must be leaves some widths to choose among."""
-    found = fast_widths(size, step, edge, timed(size, blocked(step, edge), seed))
+    found = fast_widths(size, step, edge, timed(size, blocked(step, edge), seed), CHOICE)
     assert list(found) == sorted(set(found))
     assert found[-1] == size
     assert all(width % step == 0 for width in found[:-1])
-    assert len(found) >= min(COARSEST, size // step)
+    assert len(found) >= min(CHOICE, size // step)
 
 
 def test_a_width_that_is_slower_than_a_wider_one_is_left_out() -> None:
     """Narrower than a block, kernels read another layout."""
     found = {width: 5.0 if width < 16 else 1 + width / 16 for width in tried(64)}
-    assert fast_widths(64, 4, 4, found)[:3] == (16, 20, 24)
+    assert fast_widths(64, 4, 4, found, CHOICE)[:3] == (16, 20, 24)
 
 
 class MadeUp(LayerTimes):
