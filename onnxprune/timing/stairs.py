@@ -54,8 +54,8 @@ class Stairs:
     Fast widths of a group.
 
     `step` is the smallest whose multiples stay on the fast kernels, `edge` how many channels take the same time,
-    `widths` are those to choose among, ascending, the full one last; where nothing tells what each loses, `even_widths`,
-    which are more often on edges. `saves` are the microseconds that would go with all of the group at the rate at which
+    `widths` are those to choose among, ascending, the full one last; `even_widths` those where nothing tells what each
+    loses, more often on edges. `saves` are the microseconds that would go with all of the group at the rate at which
     they go with a part of it.
     """
 
@@ -168,7 +168,7 @@ def saved(size: int, timed: Mapping[int, float]) -> float:
 
 
 def fast_widths(size: int, step: int, edge: int, timed: Mapping[int, float], least: int) -> tuple[int, ...]:
-    """The widths to choose among: on the step, or a coarser one that leaves enough of them, and no slower than wider."""
+    """The widths to choose among: on the step or a coarser one that leaves enough, and no slower than wider ones."""
     while step * 2 <= edge and step * 2 * least <= size:
         step *= 2
     widths = [*range(step, size, step), size]
