@@ -210,7 +210,8 @@ def begin(model: Model, data: Data | None, options: Options, progress: Progress 
     bounded = searches or bool(options.targets.bounds(couplings.costs))
     has_curves = bounded and session.judged_by is not None and fits_whole(couplings.graph.model)
     recipe = options.recipe(has_data=data is not None, has_curves=has_curves)
-    recipe = replace(recipe, limits=timing.within(recipe.limits, evenly=recipe.allocation != "curves"))
+    evenly = recipe.allocation != "curves" and options.ratio is None and options.threshold is None
+    recipe = replace(recipe, limits=timing.within(recipe.limits, evenly=evenly))
     if searches and recipe.rounds is None:  # a dozen models are made: each from what was measured once
         recipe = replace(recipe, rounds=1)
     return Job(options, Pruner(session, recipe, clock, scores), clock, judge, searches, tuple(notes))

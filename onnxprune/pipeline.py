@@ -98,7 +98,7 @@ def prune(
         latency: upper bound on the time of a run, likewise ("60%", "3.5ms", or a number above 1 of milliseconds). A
             model of latency is built from the layers of this model, timed on this machine at several widths; the plan
             is measured, and mended until it holds. See `provider`, `batch` and `threads`.
-        ratio: share of channels to remove in every group, 0 to below 1; about, where only some widths are fast.
+        ratio: share of channels to remove in every group, 0 to below 1; what stays is rounded down.
         threshold: channels whose score is below it go: a number, "median" or "mean" of all scores.
         max_drop: how much of the metric may be lost on samples that pruning did not use, a share such as "1%". Alone:
             prune as far as that allows; "1%" if there is data and nothing else is asked. Beside other targets: they are

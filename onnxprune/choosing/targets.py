@@ -19,6 +19,10 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 MILLISECONDS = {"US": 1e-3, "MS": 1, "S": 1e3}
 
 
+FAR_BELOW = 2 / 3
+"""Of fast widths, one below this share of what a ratio leaves is not taken for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Amount:
     """An upper bound: a share of the original (0 to 1), or an absolute number."""
@@ -204,12 +208,13 @@ class Limits:
         return int(allowed[min(int(np.searchsorted(allowed, wanted)), len(allowed) - 1)])
 
     def fitting(self, group: Group, wanted: float) -> int:
-        """The largest allowed width that is at most `wanted`, 0 if there is none; of fast widths the nearest to it."""
+        """The largest allowed width that is at most `wanted`, 0 if there is none; the next one if it is far below."""
         allowed = self.allowed(group)
-        if group.name in self.widths:
-            return int(allowed[::-1][np.abs(allowed[::-1] - wanted).argmin()])
         place = int(np.searchsorted(allowed, wanted, side="right"))
-        return int(allowed[place - 1]) if place else 0
+        below = int(allowed[place - 1]) if place else 0
+        if group.name in self.widths and below < FAR_BELOW * wanted:
+            return int(allowed[min(place, len(allowed) - 1)])
+        return below
 
     def allowed(self, group: Group) -> np.ndarray:
         """The widths that the group may have, but for `min_channels`: ascending, the full one last."""

@@ -89,11 +89,11 @@ def test_a_group_has_the_step_that_its_layers_need() -> None:
 
 
 def test_limits_keep_to_the_widths() -> None:
-    """What is wanted is rounded up among them; a ratio takes the nearest of them, and the next below without them."""
+    """What is wanted is rounded up among them; a ratio takes the next below, if that is not far."""
     (group,) = bundled("mlp_torch").groups
     limits = Limits(widths={group.name: (16, 48, 128)})
     assert [limits.rounded(group, wanted) for wanted in (1, 16, 17, 49, 128)] == [16, 16, 48, 128, 128]
-    assert [limits.fitting(group, wanted) for wanted in (3, 16, 32, 47, 87, 128)] == [16, 16, 48, 48, 48, 128]
+    assert [limits.fitting(group, wanted) for wanted in (3, 16, 23, 47, 71, 87, 128)] == [16, 16, 16, 48, 48, 128, 128]
     plain = Limits(multiple_of=16)
     assert [plain.fitting(group, wanted) for wanted in (3, 16, 47, 127, 128)] == [0, 16, 32, 112, 128]
 
