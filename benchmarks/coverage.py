@@ -5,8 +5,8 @@ What is pruned of every model, what is frozen in it and why, and whether the pro
     python benchmarks/coverage.py --models resnet18 swin_t                         # some of them, on the screen
 
 Every model runs in a process of its own, two at a time; one that fails or takes too long is a row and not the end.
-What is run is the test of acceptance: `--criterion magnitude --ratio 0.3`, then everything that `tests/acceptance.py`
-checks. Pretrained models are fetched from PyPI once; one that cannot be had is a row that says so. With `--results`,
+What is run is the test of acceptance: `--criterion magnitude --ratio 0.3 --multiple-of 1`, then all that
+`tests/acceptance.py` checks. Pretrained models are fetched from PyPI once; one that cannot be had is a row that says so. With `--results`,
 rows found in that file are not measured again, so throw it away when the code has changed.
 """
 
@@ -45,11 +45,12 @@ HEAD = """
 
 # Coverage
 
-Every model is pruned with `onnxprune IN OUT --criterion magnitude --ratio 0.3 --plan plan.json`. *Accepted* means:
-the result passes ONNX's checker with full check, loads, keeps its interface, equals the original with the removed
-slices set to zero (to 1e-4 of the largest output in float32) at three settings of the dynamic sizes where there are
-any, and has lost what it should: in convolutional networks at least 40 % of the parameters of the layers of exact
-groups, in blocks around a normalised stream every width inside them (heads, queries and keys, values, hidden).
+Every model is pruned with `onnxprune IN OUT --criterion magnitude --ratio 0.3 --multiple-of 1 --plan plan.json`: to any
+width, whichever are fast on the machine. *Accepted* means: the result passes ONNX's checker with full check, loads,
+keeps its interface, equals the original with the removed slices set to zero (to 1e-4 of the largest output in float32)
+at three settings of the dynamic sizes where there are any, and has lost what it should: in convolutional networks at
+least 40 % of the parameters of the layers of exact groups, in blocks around a normalised stream every width inside them
+(heads, queries and keys, values, hidden).
 
 *Can go* is the share that goes when every exact group is one channel wide; *left* is what the run with 0.3 left. *Not
 exact or frozen* counts positions of weights, but not those that inputs and outputs, kernels, space and time fix. Times
