@@ -6,8 +6,8 @@ What is pruned of every model, what is frozen in it and why, and whether the pro
 
 Every model runs in a process of its own, two at a time; one that fails or takes too long is a row and not the end.
 What is run is the test of acceptance: `--criterion magnitude --ratio 0.3 --multiple-of 1`, then all that
-`tests/acceptance.py` checks. Pretrained models are fetched from PyPI once; one that cannot be had is a row that says so. With `--results`,
-rows found in that file are not measured again, so throw it away when the code has changed.
+`tests/acceptance.py` checks. Pretrained models are fetched from PyPI once; one that cannot be had is a row that says
+so. With `--results`, rows found in that file are not measured again, so throw it away when the code has changed.
 """
 
 from __future__ import annotations

@@ -63,9 +63,12 @@ def in_time(
         if known is not None and any(abs(shot.aimed / aim - 1) < NEAR / 10 for shot in shots):
             break
     holding = [shot for shot in shots if shot.measured <= bound * (1 + OVER)]
-    if refusal is not None and not holding:
-        raise refusal
-    return max(holding, key=lambda shot: shot.measured) if holding else min(shots, key=lambda shot: shot.measured)
+    if holding:
+        return max(holding, key=lambda shot: shot.measured)
+    if refusal is None:
+        return min(shots, key=lambda shot: shot.measured)
+    nearest = min((shot.measured for shot in shots), default=None)
+    raise refusal if nearest is None else TargetError(f"{refusal} The fastest plan measured takes {nearest:.3g} ms.")
 
 
 def next_aim(shots: list[Shot[Planned]], bound: float) -> float:

@@ -46,6 +46,12 @@ def test_what_cannot_be_planned_is_refused() -> None:
         in_time(plan_for(1.0), float, 3.0, lambda one, other: one == other)  # type: ignore[arg-type]
 
 
+def test_a_refusal_says_what_was_measured() -> None:
+    """Of the fastest plan that was tried all the same."""
+    with pytest.raises(TargetError, match=r"not that fast The fastest plan measured takes 3\d(\.\d)? ms"):
+        in_time(plan_for(1.0, least=32.0), float, 30.0, lambda one, other: one == other)  # type: ignore[arg-type]
+
+
 def test_what_is_faster_than_predicted_is_found() -> None:
     """A plan that is said not to hold the bound may do so all the same."""
     shot = in_time(plan_for(0.5, least=40.0), lambda plan: 0.6 * plan, 30.0, lambda one, other: one == other)  # type: ignore[arg-type]
