@@ -19,6 +19,7 @@ from onnxprune.choosing.orders import Order
 from onnxprune.choosing.plan import Plan, plan_of_both, same_groups
 from onnxprune.choosing.targets import BOUNDS, Amount, Limits, Targets
 from onnxprune.clock import Clock
+from onnxprune.coupling.constants import Kept
 from onnxprune.coupling.couple import Couplings, Group, couple
 from onnxprune.errors import TargetError
 from onnxprune.ordering.criteria import CRITERIA
@@ -111,9 +112,8 @@ class Pruner:
         first, *steps = self._steps(targets)
         if not steps:
             return self._refitted(*self._in_one_round(first, is_last=True))
-        directly = self._refitted(
-            *self._in_one_round(steps[-1], is_last=True)
-        )  # refuses what cannot be reached, before more work
+        # first, for it refuses what cannot be reached before more work
+        directly = self._refitted(*self._in_one_round(steps[-1], is_last=True))
         in_rounds = self._in_rounds(first, steps)
         if in_rounds is None or self.session.judged_by is None:  # no loss says which is better
             return in_rounds or directly
@@ -184,7 +184,7 @@ class Pruner:
         only = tuple(glob.escape(name) for name, original in names.items() if original in allowed)
         limits = replace(self.recipe.limits, only=only, skip=(), widths=self._widths_left(couplings, names))
         if self.couplings.costs.latency is not None:
-            again = dims_left(self.couplings, couplings, names)
+            again = dims_left(self.couplings, pruned.plan.kept(self.couplings), couplings, names)
             if again is None:
                 return None
             timed = self.couplings.costs.latency.instead(again)
@@ -288,16 +288,19 @@ class Pruner:
         )
 
 
-def dims_left(original: Couplings, pruned: Couplings, names: Mapping[str, str]) -> dict[Dim, Dim] | None:
-    """For the original's Dims those of a model pruned from it; None where groups have lost whole Dims."""
+def dims_left(original: Couplings, kept: Kept, pruned: Couplings, names: Mapping[str, str]) -> dict[Dim, Dim] | None:
+    """
+    For the original's Dims those of a model that was pruned to `kept`; None where groups have lost whole Dims.
+
+    A Dim that stands in no group any more is as wide as what was kept of it.
+    """
     found: dict[Dim, Dim] = {}
     for name, before in names.items():
         old, new = original.group(before).dims, pruned.group(name).dims
         if len(old) != len(new):
             return None
         found |= dict(zip(old, new, strict=True))
-    gone = {dim: Dim(1) for group in original.groups for dim in group.dims if dim not in found}
-    return gone | found
+    return {dim: Dim(len(stay)) for dim, stay in kept.items()} | found
 
 
 def absolute(targets: Targets, bounds: Mapping[str, float]) -> Targets:

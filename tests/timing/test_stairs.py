@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,8 +97,7 @@ def test_limits_keep_to_the_widths() -> None:
     assert [plain.fitting(group, wanted) for wanted in (3, 16, 47, 127, 128)] == [0, 16, 32, 112, 128]
 
 
-@pytest.mark.parametrize("blocked_from", [16])
-def test_one_that_is_not_blocked_pays_for_the_layout(blocked_from: int) -> None:
+def test_one_that_is_not_blocked_pays_for_the_layout() -> None:
     """Alone it needs no change of layout; where it stands it takes the blocked one off and on again."""
     found = Times(np.array([5.0, 5.0]), np.array([0.0, 3.0]))
     assert list(stairs.in_place(found)) == [8.0, 5.0]
