@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 from onnx import ModelProto
@@ -30,8 +31,9 @@ from onnxprune.reading.read import Model, read
 from onnxprune.reporting.measuring import Session, open_session
 from onnxprune.reporting.report import Report, Settings
 from onnxprune.rewriting.saving import save_model
+from onnxprune.timing.model import LatencyModel
 from onnxprune.timing.stairs import Stairs
-from onnxprune.timing.timing import Timing, fast_widths_of, latency_of_widths, paces_of
+from onnxprune.timing.timing import Timing, fast_widths_of, latency_of_widths
 
 DEFAULT_MACS = 0.7
 NO_TARGET = f"No target was given: the target is {DEFAULT_MACS:.0%} of the MACs (--macs {DEFAULT_MACS:.0%})."
@@ -212,6 +214,8 @@ def begin(model: Model, data: Data | None, options: Options, progress: Progress 
     recipe = options.recipe(has_data=data is not None, has_curves=has_curves)
     evenly = recipe.allocation != "curves" and options.ratio is None and options.threshold is None
     recipe = replace(recipe, limits=timing.within(recipe.limits, evenly=evenly))
+    if evenly:
+        recipe = replace(recipe, pacing=timing.pacing(couplings, recipe.limits.groups(couplings)))
     if searches and recipe.rounds is None:  # a dozen models are made: each from what was measured once
         recipe = replace(recipe, rounds=1)
     return Job(options, Pruner(session, recipe, clock, scores), clock, judge, searches, tuple(notes))
@@ -224,20 +228,22 @@ def timed(couplings: Couplings, samples: Calibration, options: Options, clock: C
     if not any_targets or not fits_whole(couplings.graph.model):
         if options.latency is not None:
             refuse_parts(couplings.graph.model, "a bound on the latency")
-        return Timing(setting), couplings
+        return Timing(), couplings
     groups = groups_to_prune(couplings, options.limits)
     stairs: Mapping[str, Stairs] = {}
     if options.multiple_of == "auto" or options.latency is not None:
         with clock.stage("time widths of layers"):
             stairs = fast_widths_of(couplings, groups, setting, clock.progress)
-    found = Timing(setting)
-    if options.multiple_of == "auto":
-        found = Timing(setting, stairs, paces=paces_of(couplings, groups, stairs))
-    if options.latency is not None:
+
+    @cache
+    def measured() -> LatencyModel:
         with clock.stage("time layers"):
-            model = latency_of_widths(couplings, groups, stairs, samples, setting, clock.progress)
-        found = replace(found, model=model)
-    return found, found.priced(couplings)
+            return latency_of_widths(couplings, groups, stairs, samples, setting, clock.progress)
+
+    found = Timing(stairs if options.multiple_of == "auto" else {}, measured)
+    if options.latency is None:
+        return found, couplings
+    return found, replace(couplings, costs=replace(couplings.costs, latency=measured().cost))
 
 
 def check_parts(couplings: Couplings, options: Options, *, has_data: bool) -> None:

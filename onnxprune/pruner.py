@@ -14,7 +14,7 @@ from functools import cached_property
 
 from onnx import ModelProto
 
-from onnxprune.choosing.choose import AllocationName, choose_between, groups_to_prune
+from onnxprune.choosing.choose import AllocationName, allocation_of, choose_between, groups_to_prune
 from onnxprune.choosing.orders import Order
 from onnxprune.choosing.plan import Plan, plan_of_both, same_groups
 from onnxprune.choosing.targets import BOUNDS, Amount, Limits, Targets
@@ -38,6 +38,7 @@ from onnxprune.rewriting.rewrite import rewrite_kept
 from onnxprune.rewriting.saving import written_bytes
 from onnxprune.rules.axes import Dim
 from onnxprune.timing.aiming import in_time
+from onnxprune.timing.pacing import Pacing
 from onnxprune.timing.whole import latency
 
 AGGRESSIVE = 0.4
@@ -54,7 +55,11 @@ CURVE_SAMPLES = 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is pruned, whatever the target; the words are those of `prune`."""
+    """
+    How a model is pruned, whatever the target; the words are those of `prune`.
+
+    `pacing` tells how fast groups get narrower beside each other where nothing else does.
+    """
 
     limits: Limits
     criterion: Criterion = "auto"
@@ -66,6 +71,7 @@ class Recipe:
     rounds: int | None = None
     compensate: bool = True
     seed: int = 0
+    pacing: Pacing | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,10 @@ class Pruner:
 
     def _in_one_round(self, targets: Targets, *, is_last: bool) -> tuple[Plan, ModelProto, Sensitivities]:
         """The plan for these targets by what is known of the original, with its model and the scores that decided."""
-        plan, scores, model = self._planned(self.couplings, self.orders, targets, self.recipe.limits, is_last=is_last)
+        limits, pacing = self.recipe.limits, self.recipe.pacing
+        if pacing is not None and allocation_of(self.recipe.allocation, self.orders) == "uniform":
+            limits = replace(limits, paces=pacing.paces(targets))
+        plan, scores, model = self._planned(self.couplings, self.orders, targets, limits, is_last=is_last)
         return plan, model, scores
 
     def _planned(

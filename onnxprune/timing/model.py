@@ -6,7 +6,9 @@ Each layer is timed by itself at a few widths of each of its groups. In between,
     a · 1  +  b · multiplications  +  c · numbers read  +  d · numbers made  +  e · weights,     a ... e ≥ 0
 
 with all widths counted in whole stairs, fitted by least squares of relative errors. What layers take where they stand,
-side by side with others, is told by a profile of the whole model, and scales each one's sum.
+side by side with others, is told by a profile of the whole model, and scales each one's sum. A profile makes much of
+small kernels, so last the model is run whole, beside some that are pruned evenly, and all that changes with the widths
+is scaled by one factor, all that does not by another, until the sums are what these take.
 """
 
 from __future__ import annotations
@@ -17,32 +19,42 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls  # type: ignore[import-untyped]  # scipy brings no types
 
+from onnxprune.choosing.plan import plan_of
 from onnxprune.coupling.costs import Polynomial, Stair, Staircase, Term, replaced
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.coupling.types import facts_where
 from onnxprune.probing.calibration import Calibration
+from onnxprune.rewriting.rewrite import rewrite_kept
 from onnxprune.rules.axes import Axis, Dim
 from onnxprune.rules.facts import Macs
 from onnxprune.timing.in_place import times_of_layers
-from onnxprune.timing.layers import Layer, Layers
+from onnxprune.timing.layers import Layer, Layers, Widths
 from onnxprune.timing.setting import Setting
 from onnxprune.timing.stairs import Stairs, at_width
 from onnxprune.timing.times import LayerTimes
 from onnxprune.timing.whole import latency
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
-"""Of each group, the widths at which layers are timed: all groups together, and each by itself."""
+"""Of each group, the widths at which layers are timed: all groups together, and each by itself; then whole models."""
+
+MADE = 3
+"""The place of the numbers made among what a layer's time is a sum of."""
+
+WHOLE_SECONDS = 3.0
+"""For all whole models together."""
 
 
 @dataclass(frozen=True)
 class LatencyModel:
     """
     `cost` are milliseconds of a run in the widths of Dims; `deviation` is how far the layers' times lie from it, on
-    average, as a share. `timed` of so many `layers` could be timed by themselves: the others count as they are.
+    average, as a share, and `whole_deviation` how far those of whole models do. `timed` of so many `layers` could be
+    timed by themselves: the others count as they are.
     """
 
     cost: Staircase
     deviation: float
+    whole_deviation: float
     timed: int
     layers: int
 
@@ -63,12 +75,9 @@ def latency_model(
     """
     layers = times.layers
     (in_place,) = times_of_layers([couplings.graph.model], layers, calibration, setting)
-    whole = latency([couplings.graph.model], calibration, setting)
-    assert whole is not None
-    scale = whole.milliseconds[0] / max(sum(in_place.values()), 1e-9)
-    parts, deviations, constant = [], [], 0.0
+    parts, deviations, constant = [moved(layers, in_place.get(None, 0.0))], [], 0.0
     for number, layer in enumerate(layers.all):
-        here = scale * in_place.get(number, 0.0)
+        here = in_place.get(number, 0.0)
         fitted = fit(layer, groups, stairs, times) if here else None
         if fitted is None:
             constant += here
@@ -76,10 +85,58 @@ def latency_model(
         stair, deviation = fitted
         parts.append(scaled(stair, here / max(stair.at({}), 1e-9)))
         deviations.append((deviation, here))
-    constant += scale * in_place.get(None, 0.0)
+    plans = whole_plans(couplings, groups, stairs, calibration, setting)
+    cost = corrected(Staircase(tuple(parts), constant), plans)
     shares = np.array(deviations).reshape(-1, 2)
     deviation = float(np.average(shares[:, 0], weights=shares[:, 1])) if shares.size else 0.0
-    return LatencyModel(Staircase(tuple(parts), constant), deviation, len(parts), len(layers.all))
+    off = float(np.mean([abs(cost.at(widths) / milliseconds - 1) for widths, milliseconds in plans]))
+    return LatencyModel(cost, deviation, off, len(deviations), len(layers.all))
+
+
+def moved(layers: Layers, milliseconds: float) -> Stair:
+    """What changes of layout take, which are no layer's: in proportion to the numbers that are made."""
+    made = [features_of(layer, layers)[MADE] for layer in layers.all]
+    every = Stair(Polynomial(tuple(term for polynomial in made for term in polynomial.terms)), {})
+    return scaled(every, milliseconds / max(every.at({}), 1.0))
+
+
+def whole_plans(
+    couplings: Couplings,
+    groups: Sequence[Group],
+    stairs: Mapping[str, Stairs],
+    calibration: Calibration,
+    setting: Setting,
+) -> list[tuple[dict[Dim, int], float]]:
+    """Widths and milliseconds of the model and of some that keep the same share of every group, run in turn."""
+    widths, models = [], []
+    for share in SHARES:
+        narrow = {
+            group.name: nearest((stairs.get(group.name) or even(group)).widths, share * group.size) for group in groups
+        }
+        widths.append(dims_at(groups, [narrow[group.name] for group in groups]))
+        kept = {name: np.arange(width) for name, width in narrow.items()}
+        models.append(rewrite_kept(couplings, plan_of(couplings, kept).kept(couplings)))
+    found = latency(models, calibration, setting, seconds=WHOLE_SECONDS)
+    assert found is not None
+    return list(zip(widths, found.milliseconds, strict=True))
+
+
+def corrected(cost: Staircase, plans: Sequence[tuple[Widths, float]]) -> Staircase:
+    """The cost with what changes with widths, and what does not, each scaled so that it fits these whole models."""
+    fixed = Staircase(tuple(Stair(only(part.polynomial, axes=False), part.steps) for part in cost.parts), cost.constant)
+    moving = Staircase(tuple(Stair(only(part.polynomial, axes=True), part.steps) for part in cost.parts))
+    table = np.array([[moving.at(widths), fixed.at(widths)] for widths, _ in plans])
+    wanted = np.array([milliseconds for _, milliseconds in plans])
+    factor, rest = nnls(table / wanted[:, None], np.ones(len(plans)))[0]
+    parts = (*(scaled(part, factor) for part in moving.parts), *(scaled(part, rest) for part in fixed.parts))
+    found = Staircase(tuple(part for part in parts if part.polynomial.terms), rest * cost.constant)
+    exactly = wanted[0] / found.at({})  # of the original, what was measured
+    return Staircase(tuple(scaled(part, exactly) for part in found.parts), exactly * found.constant)
+
+
+def only(polynomial: Polynomial, *, axes: bool) -> Polynomial:
+    """Its terms with axes, or those without."""
+    return Polynomial(tuple(term for term in polynomial.terms if bool(term.axes) is axes))
 
 
 def fit(

@@ -55,15 +55,13 @@ class Stairs:
 
     `step` is the smallest whose multiples stay on the fast kernels, `edge` how many channels take the same time,
     `widths` are those to choose among, ascending, the full one last; `even_widths` those where nothing tells what each
-    loses, more often on edges. `saves` are the microseconds that would go with all of the group at the rate at which
-    they go with a part of it.
+    loses, more often on edges.
     """
 
     step: int
     edge: int
     widths: tuple[int, ...]
     even_widths: tuple[int, ...]
-    saves: float = 0.0
 
 
 def stairs_of(groups: Sequence[Group], times: LayerTimes) -> dict[str, Stairs]:
@@ -81,7 +79,7 @@ def stairs_of(groups: Sequence[Group], times: LayerTimes) -> dict[str, Stairs]:
         widths, even_widths = (
             fast_widths(group.size, step, edge, timed[group.name], least) for least in (CHOICE, FEW_TO_CHOOSE)
         )
-        found[group.name] = Stairs(step, edge, widths, even_widths, saved(group.size, timed[group.name]))
+        found[group.name] = Stairs(step, edge, widths, even_widths)
     return found
 
 
@@ -159,12 +157,6 @@ def edge_of(size: int, step: int, timed: Mapping[int, float]) -> int:
             return edge
     saves = timed[top] - timed[top - 16]
     return step if saves > FELT * timed[top] and timed[top] - timed[top - 12] > STEEP * saves else 0
-
-
-def saved(size: int, timed: Mapping[int, float]) -> float:
-    """Microseconds that would go with all of the group, at the rate of its first quarter or half."""
-    narrow = max((width for width in timed if width % STEPS[-1] == 0 and width <= size * 3 / 4), default=None)
-    return 0.0 if narrow is None else (timed[size] - timed[narrow]) * size / (size - narrow)
 
 
 def fast_widths(size: int, step: int, edge: int, timed: Mapping[int, float], least: int) -> tuple[int, ...]:

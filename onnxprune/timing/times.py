@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import platformdirs
 
 from onnxprune.errors import ModelError, OnnxPruneError
 from onnxprune.probing.journal import Entry, Journal, open_journal
-from onnxprune.timing.kernels import profiled
+from onnxprune.timing.kernels import Kernel, profiled
 from onnxprune.timing.layers import Layer, Layers, Unbuildable, Widths
 from onnxprune.timing.setting import Setting
 from onnxprune.timing.trials import Trial, trial_of
@@ -21,7 +21,7 @@ from onnxprune.timing.trials import Trial, trial_of
 CACHE_VARIABLE = "ONNXPRUNE_TIMINGS"
 """Names another folder for the times than the user's cache."""
 
-MEANING = "onnxprune times 2"
+MEANING = "onnxprune times 3"
 """Part of every key; to be changed when a layer of the same key comes to be timed in another way."""
 
 SECONDS = 0.2
@@ -31,6 +31,13 @@ MOST_BYTES = 2**29
 """Of weights that are held at once."""
 
 OWN, AROUND = "microseconds", "microseconds around"
+
+COPIES = 2
+"""
+Of a layer in the model that it is timed in, side by side, where there are several threads: the first has to wake them.
+
+Where the layer stands, they are awake from those before.
+"""
 
 Ticked = Callable[[], None]
 
@@ -60,6 +67,7 @@ class LayerTimes:
         self.setting = setting
         self.measured = 0
         self._tick = tick
+        self._copies = 1 if setting.threads == 1 else COPIES
         self._journal = opened(setting)
         kept = self._journal.entries if self._journal else {}
         asked = {(entry.group, entry.question): entry.mean for entry in kept.values()}
@@ -90,14 +98,14 @@ class LayerTimes:
         """Run them in turn: only times of one moment can be compared."""
         for part in parts_of(list(trials.items())):
             runs = profiled(
-                [trial.model() for _, trial in part],
-                [trial.feeds() for _, trial in part],
+                [trial.model(self._copies) for _, trial in part],
+                [trial.feeds(self._copies) for _, trial in part],
                 self.setting,
                 seconds=SECONDS * len(part) / len(trials),
             )
-            for (key, _), kernels in zip(part, runs, strict=True):
-                own = sum(kernel.microseconds for kernel in kernels if kernel.number is not None)
-                around = sum(kernel.microseconds for kernel in kernels if kernel.number is None)
+            for (key, trial), kernels in zip(part, runs, strict=True):
+                own = sum(quietest(kernels, len(trial.nodes)))
+                around = sum(kernel.microseconds for kernel in kernels if kernel.number is None) / self._copies
                 self._known[key] = own, around
                 self._keep(Entry(key, AROUND, around, 0.0))
                 self._keep(Entry(key, OWN, own, 0.0))
@@ -109,6 +117,17 @@ class LayerTimes:
                 self._journal.append(entry)
         except OnnxPruneError:
             self._journal = None
+
+
+def quietest(kernels: Sequence[Kernel], nodes: int) -> Iterable[float]:
+    """Microseconds of each of a layer's nodes, in the copy of the layer where it took least."""
+    found: dict[int, dict[int, float]] = {}
+    for kernel in kernels:
+        if kernel.number is not None:
+            copy, node = divmod(kernel.number, nodes)
+            by_copy = found.setdefault(node, {})
+            by_copy[copy] = by_copy.get(copy, 0.0) + kernel.microseconds
+    return [min(by_copy.values()) for by_copy in found.values()]
 
 
 def parts_of(trials: Sequence[tuple[str, Trial]]) -> Iterator[list[tuple[str, Trial]]]:

@@ -53,13 +53,22 @@ class Trial:
             digest.update(node.SerializeToString(deterministic=True))
         return digest.hexdigest()
 
-    def model(self) -> ModelProto:
-        """The layer by itself."""
+    def model(self, copies: int = 1) -> ModelProto:
+        """The layer by itself; or so many times, side by side, node n of copy c with the number c · nodes + n."""
+        names = [self._names(copy) for copy in range(copies)]
         graph = helper.make_graph(
-            self.nodes,
+            [renamed(node, own) for own in names for node in self.nodes],
             "layer",
-            [helper.make_tensor_value_info(name, kind, shape) for name, (shape, kind) in self.inputs.items()],
-            [helper.make_tensor_value_info(name, kind, None) for name, kind in self.outputs.items()],
+            [
+                helper.make_tensor_value_info(own[name], kind, shape)
+                for own in names
+                for name, (shape, kind) in self.inputs.items()
+            ],
+            [
+                helper.make_tensor_value_info(own[name], kind, None)
+                for own in names
+                for name, kind in self.outputs.items()
+            ],
             [
                 *(filled(name, shape, kind) for name, (shape, kind) in self.weights.items()),
                 *(numpy_helper.from_array(array, name) for name, array in self.constants.items()),
@@ -68,14 +77,32 @@ class Trial:
         opsets = [helper.make_opsetid(domain, version) for domain, version in self.opsets]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
-    def feeds(self) -> dict[str, np.ndarray]:
+    def feeds(self, copies: int = 1) -> dict[str, np.ndarray]:
         """Something to run it on."""
-        return {name: numpy_helper.to_array(filled(name, *form)) for name, form in self.inputs.items()}
+        numbers = {name: numpy_helper.to_array(filled(name, *form)) for name, form in self.inputs.items()}
+        return {self._names(copy)[name]: array for copy in range(copies) for name, array in numbers.items()}
+
+    def _names(self, copy: int) -> dict[str, str]:
+        """For the names of the layer those in a copy of it; weights and constants are the same for all."""
+        nodes = {f"onnxprune.{n}.": f"onnxprune.{n + copy * len(self.nodes)}." for n in range(len(self.nodes))}
+        made = [name for node in self.nodes for name in node.output if name]
+        inside = {name: nodes[name[: name.rindex(".") + 1]] + name[name.rindex(".") + 1 :] for name in made}
+        return {**nodes, **inside, **{name: f"{name}.{copy}" for name in self.inputs}}
 
     @property
     def bytes(self) -> int:
         """Of its weights, about."""
         return sum(4 * math.prod(shape) for shape, _ in self.weights.values())
+
+
+def renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
+    """The node and its tensors with other names, as far as these have one."""
+    found = NodeProto()
+    found.CopyFrom(node)
+    found.name = names[node.name]
+    for ports in (found.input, found.output):
+        ports[:] = [names.get(name, name) for name in ports]
+    return found
 
 
 def filled(name: str, shape: tuple[int, ...], kind: int) -> TensorProto:

@@ -22,6 +22,7 @@ from onnxprune.probing.proxies import magnitudes
 from onnxprune.rules.axes import Dim
 from onnxprune.timing import timing
 from onnxprune.timing.layers import layers_at
+from onnxprune.timing.model import corrected
 from onnxprune.timing.setting import Setting
 from onnxprune.timing.stairs import stairs_of
 from onnxprune.timing.times import LayerTimes, folder
@@ -112,6 +113,16 @@ def test_the_model_of_latency_rises_with_widths() -> None:
     assert shares[-1] == pytest.approx(found.cost.at({}))
 
 
+@given(st.floats(0.2, 5.0), st.floats(0.0, 5.0))
+def test_whole_models_set_right_what_layers_add_up_to(moving: float, fixed: float) -> None:
+    """What changes with widths and what does not have been measured too long or too short, each by one factor."""
+    dim = Dim(64)
+    told = Staircase((Stair(Polynomial((Term("a", 0.5, (dim,)), Term("a", 7.0, ()))), {dim: 16}),), 3.0)
+    plans = [({dim: width}, moving * 0.5 * -(-width // 16) * 16 + fixed * 10.0) for width in (64, 48, 32, 16)]
+    found = corrected(told, plans)
+    assert [found.at(widths) for widths, _ in plans] == pytest.approx([milliseconds for _, milliseconds in plans])
+
+
 @pytest.mark.usefixtures("really_timed")
 def test_a_bound_on_the_latency_is_aimed_at_and_told() -> None:
     """Widths are among the fast ones; the report says what was wanted, predicted and measured, with both threads."""
@@ -151,7 +162,7 @@ def test_a_bound_on_the_latency_is_met(bound: str) -> None:
 def test_a_bound_in_milliseconds_and_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds carry the price of time over to the smaller model: they end at the bound as predicted."""
     whole = made_up_for(bundled("mlp_sklearn")).at({})
-    monkeypatch.setattr(job, "timed", lambda found, *_: (timing.Timing(ONE), priced(found, made_up_for(found))))
+    monkeypatch.setattr(job, "timed", lambda found, *_: (timing.Timing(), priced(found, made_up_for(found))))
     monkeypatch.setattr("onnxprune.pruner.Pruner._milliseconds", lambda _, model: size_of_hidden(model))
     result = onnxprune.prune(
         model_path("mlp_sklearn"), digits("mlp_sklearn", 64), latency=0.5 * whole, rounds=2, criterion="magnitude"

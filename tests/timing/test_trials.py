@@ -13,7 +13,9 @@ from onnxprune.reading.observing import observe, session_for
 from onnxprune.reading.read import read
 from onnxprune.rewriting.rewrite import rewrite_kept
 from onnxprune.rules.axes import Dim
+from onnxprune.timing.kernels import Kernel
 from onnxprune.timing.layers import Layers, Unbuildable, layers_at
+from onnxprune.timing.times import quietest
 from onnxprune.timing.trials import trial_of
 from tests.bundled import MODELS, bundled, twins_later
 from tests.models import build
@@ -112,3 +114,25 @@ def test_a_layer_with_a_body_cannot_stand_by_itself() -> None:
     layer = next(layer for layer in layers.all if 1 in layer.positions)
     with pytest.raises(Unbuildable, match="has bodies"):
         trial_of(layers, layer, {})
+
+
+@pytest.mark.parametrize("name", ["resnet_torchscript", "vit_dynamo"])
+def test_copies_of_a_layer_are_the_layer(name: str) -> None:
+    """Each makes what the layer makes, under numbers that follow those of the copy before."""
+    layers = layers_at(bundled(name), 1)
+    for layer in layers.all:
+        trial = trial_of(layers, layer, {})
+        found = session_for(trial.model(2)).run(None, trial.feeds(2))
+        once = session_for(trial.model()).run(None, trial.feeds())
+        assert len(found) == 2 * len(once)
+        for number, made in enumerate(found):
+            assert np.array_equal(made, once[number % len(once)])
+        names = [node.name for node in trial.model(2).graph.node]
+        assert names == [f"onnxprune.{number}." for number in range(2 * len(trial.nodes))]
+
+
+def test_of_copies_the_quieter_one_counts() -> None:
+    """Node by node: the first kernel that runs wakes the threads, whichever copy it belongs to."""
+    kernels = [Kernel(number, "Conv", time) for number, time in ((0, 9.0), (1, 4.0), (2, 5.0), (3, 6.0))]
+    assert sorted(quietest(kernels, 2)) == [4.0, 5.0]
+    assert list(quietest([Kernel(0, "a", 1.0), Kernel(0, "b", 2.0), Kernel(None, "c", 9.0)], 1)) == [3.0]
