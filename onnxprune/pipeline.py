@@ -173,26 +173,33 @@ def sweep(
     model: Model,
     data: Data | None = None,
     *,
-    macs: Sequence[Bound] = DEFAULT_SWEEP,
+    macs: Sequence[Bound] | None = None,
+    latency: Sequence[Bound] = (),
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[PruneResult, ...]:
     """
-    One model for each of several bounds on the MACs, from what is measured once on the original.
+    One model for each of several bounds on the MACs or the latency, from what is measured once on the original.
 
     Args:
         model, data, progress: as `prune` takes them.
-        macs: the bounds.
+        macs: bounds on the MACs. Default: 90%, 70%, 50% and 30%, if there are none on the latency.
+        latency: bounds on the latency, whose models follow those of the MACs.
         options: any other of `prune`'s but those that say how far to prune.
 
     Raises:
         OnnxPruneError: as `prune`, and a bound that cannot be reached.
     """
-    if not macs:
+    if macs is None:
+        macs = () if latency else DEFAULT_SWEEP
+    if not (macs or latency):
         raise UsageError("Expected bounds to sweep over, found none. Give some: --macs 70%,50%,30%.")
     refuse_unknown(options, but=("macs", "params", "size", "latency", "ratio", "threshold", "max_drop"))
-    asked = [Options(**options, macs=bound) for bound in macs]
-    job = begin(model, data, asked[0], progress)
+    asked = [
+        *(Options(**options, macs=bound) for bound in macs),
+        *(Options(**options, latency=bound) for bound in latency),
+    ]
+    job = begin(model, data, asked[-1], progress)  # the last is one on the latency, if any is: that is measured then
     return tuple(replace(job, options=one, clock=job.clock.anew()).result() for one in asked)
 
 

@@ -35,7 +35,7 @@ from onnxprune.cli.options import (
     width_options,
 )
 from onnxprune.cli.results import check_files, show_notes, show_result, write_result
-from onnxprune.cli.sweeping import files_about_all, files_of, sweep_places, write_sweep
+from onnxprune.cli.sweeping import bounds_of, files_about_all, files_of, sweep_places, write_sweep
 from onnxprune.cli.terminal import progress_bar, stdout_console
 from onnxprune.coupling.couple import Couplings, Group, couple
 from onnxprune.files import write_whole
@@ -105,10 +105,11 @@ def prune_command(
     show_result(result, target, data_files, quiet)
 
 
-@main.command(name="sweep", short_help="One model for each of several bounds on the MACs.")
+@main.command(name="sweep", short_help="One model for each of several bounds on the MACs or the latency.")
 @click.argument("source", metavar="IN", type=click.Path())
 @click.argument("folder", metavar="DIR", type=click.Path())
-@click.option("--macs", default=",".join(DEFAULT_SWEEP), show_default=True, metavar="BOUNDS", help="Comma-separated.")
+@click.option("--macs", default=None, metavar="BOUNDS", help=f"Comma-separated; by default {','.join(DEFAULT_SWEEP)}.")
+@click.option("--latency", default=None, metavar="BOUNDS", help="Comma-separated, such as 80%,60% or 3.5ms,2ms.")
 @judging_options
 @method_options
 @further_options
@@ -121,7 +122,8 @@ def prune_command(
 def sweep_command(
     source: str,
     folder: str,
-    macs: str,
+    macs: str | None,
+    latency: str | None,
     scores: str | None,
     data: str | None,
     eval_data: str | None,
@@ -135,10 +137,11 @@ def sweep_command(
     """
     Prune IN to each bound, measuring once, and write the models with their plans and reports to DIR.
 
-    DIR gets `macs-50.onnx`, `macs-50.plan.json` and `macs-50.report.json` for 50%, a table `sweep.csv`, and a plot
-    `sweep.svg` if matplotlib is there (pip install "onnxprune[plot]").
+    DIR gets `macs-50.onnx`, `macs-50.plan.json` and `macs-50.report.json` for 50% of the MACs, `latency-50.onnx` and so
+    on for the latency, a table `sweep.csv`, and a plot `sweep.svg` if matplotlib is there (pip install
+    "onnxprune[plot]").
     """
-    bounds = [bound.strip() for bound in macs.split(",") if bound.strip()]
+    bounds = bounds_of(macs, latency)
     places = sweep_places(Path(folder), bounds)
     written = [*(file for place in places.values() for file in files_of(place)), *files_about_all(Path(folder))]
     check_files(read=(source, data, eval_data, scores), written=[str(file) for file in written])
@@ -147,13 +150,22 @@ def sweep_command(
         "cache": journal_folder(str(places[bounds[0]]), cache, no_cache),
     }
     with progress_bar(quiet) as progress, kept_answers(options["cache"]):
-        results = sweep(source, data, macs=bounds, eval_data=eval_data, scores=scores, progress=progress, **options)
+        results = sweep(
+            source,
+            data,
+            macs=[bound.amount for bound in bounds if bound.name == "macs"],
+            latency=[bound.amount for bound in bounds if bound.name == "latency"],
+            eval_data=eval_data,
+            scores=scores,
+            progress=progress,
+            **options,
+        )
     write_sweep(dict(zip(bounds, results, strict=True)), Path(folder), places)
     if not quiet:
         show_notes(dict.fromkeys(note for result in results for note in result.report.notes))
         for bound, result in zip(bounds, results, strict=True):
-            show_notes(f"{bound} of the MACs: {words}" for words in words_on_speed(result.report))
-        points = [point_of(bound, result.report) for bound, result in zip(bounds, results, strict=True)]
+            show_notes(f"{bound}: {words}" for words in words_on_speed(result.report))
+        points = [point_of(str(bound), result.report) for bound, result in zip(bounds, results, strict=True)]
         stdout_console().print(sweep_table(points))
         click.echo(f"\nEach model passed its own check. Written to {folder}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -12,10 +13,32 @@ from onnxprune.cli.results import contents_of
 from onnxprune.errors import UsageError
 from onnxprune.files import Content, write_whole
 from onnxprune.job import PruneResult
+from onnxprune.pipeline import DEFAULT_SWEEP
 from onnxprune.reporting.sweeping import plot, point_of, table_text
 
 
-def sweep_places(folder: Path, bounds: Sequence[str]) -> dict[str, Path]:
+@dataclass(frozen=True)
+class SweptBound:
+    """A bound on "macs" or "latency", as it was given; one on the MACs is told by its amount alone."""
+
+    name: str
+    amount: str
+
+    def __str__(self) -> str:
+        return self.amount if self.name == "macs" else f"{self.name} {self.amount}"
+
+
+def bounds_of(macs: str | None, latency: str | None) -> list[SweptBound]:
+    """The bounds that were given, or the usual ones, those on the MACs first."""
+    given = {"macs": macs, "latency": latency}
+    if macs is None and latency is None:
+        given["macs"] = ",".join(DEFAULT_SWEEP)
+    return [
+        SweptBound(name, one.strip()) for name, some in given.items() for one in (some or "").split(",") if one.strip()
+    ]
+
+
+def sweep_places(folder: Path, bounds: Sequence[SweptBound]) -> dict[SweptBound, Path]:
     """
     Where each bound's model goes; the folder is made if it is not there, and goes again if the command leaves it empty.
 
@@ -23,10 +46,11 @@ def sweep_places(folder: Path, bounds: Sequence[str]) -> dict[str, Path]:
         UsageError: no bounds, one that means nothing, or two of one name; the folder cannot be made.
     """
     for bound in bounds:
-        amount(bound, "macs")
-    names = {bound: f"macs-{bound.removesuffix('%')}.onnx" for bound in bounds}
+        amount(bound.amount, bound.name)
+    names = {bound: f"{bound.name}-{bound.amount.removesuffix('%')}.onnx" for bound in bounds}
     if not bounds or len(set(names.values())) < len(bounds):
-        raise UsageError(f"Expected bounds on the MACs, each once, found {', '.join(bounds) or 'none'}.")
+        found = ", ".join(map(str, bounds)) or "none"
+        raise UsageError(f"Expected bounds on the MACs or the latency, each once, found {found}.")
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,13 +78,13 @@ def remove_empty(folders: Sequence[Path]) -> None:
         folder.rmdir()
 
 
-def write_sweep(results: Mapping[str, PruneResult], folder: Path, places: Mapping[str, Path]) -> None:
+def write_sweep(results: Mapping[SweptBound, PruneResult], folder: Path, places: Mapping[SweptBound, Path]) -> None:
     """All models with their plans and reports, the table, and the plot where it can be drawn."""
     contents: dict[Path, Content] = {}
     for bound, result in results.items():
         model, plan, report = files_of(places[bound])
         contents |= contents_of(result, str(model), str(plan), str(report), own_names=True)
-    points = [point_of(bound, result.report) for bound, result in results.items()]
+    points = [point_of(str(bound), result.report) for bound, result in results.items()]
     table, picture = files_about_all(folder)
     contents[table] = table_text(points).encode()
     drawn = plot(points)

@@ -136,9 +136,11 @@ def test_a_sweep_takes_further_steps(done: Run) -> None:
 @pytest.mark.parametrize(
     ("line", "code", "message"),
     [
-        ("out --macs 50%,50%", 2, "Expected bounds on the MACs, each once, found 50%, 50%."),
-        ("out --macs 50%,50", 2, "Expected bounds on the MACs, each once, found 50%, 50."),
-        ("out --macs ,", 2, "Expected bounds on the MACs, each once, found none."),
+        ("out --macs 50%,50%", 2, "Expected bounds on the MACs or the latency, each once, found 50%, 50%."),
+        ("out --macs 50%,50", 2, "Expected bounds on the MACs or the latency, each once, found 50%, 50."),
+        ("out --latency 50%,x", 2, "Expected for latency a share up to 100% such as 50% or 0.5, or milliseconds"),
+        ("out --latency 2ms --macs 50%,50%", 2, "found 50%, 50%, latency 2ms."),
+        ("out --macs ,", 2, "Expected bounds on the MACs or the latency, each once, found none."),
         ("out --macs 50%,half", 2, "Expected for macs a share up to 100% "),
         ("out --macs 50%,1/2", 2, "Expected for macs a share up to 100% "),
         ("out --macs 50%,0.1% --criterion random", 1, "Expected macs of at most 102 (0.1%), the least reachable is "),

@@ -17,6 +17,7 @@ from onnxprune.choosing.allocation import cost_in_groups
 from onnxprune.coupling.costs import Polynomial, Stair, Staircase, Term
 from onnxprune.coupling.couple import Couplings
 from onnxprune.errors import TargetError, UsageError
+from onnxprune.pipeline import sweep
 from onnxprune.probing.calibration import gather
 from onnxprune.probing.proxies import magnitudes
 from onnxprune.rules.axes import Dim
@@ -169,6 +170,25 @@ def test_a_bound_in_milliseconds_and_rounds(monkeypatch: pytest.MonkeyPatch) -> 
     )
     left = sum(len(group.kept) for group in result.plan.groups)
     assert 0.45 * whole <= left <= 0.51 * whole
+
+
+def test_a_sweep_may_have_bounds_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of the MACs come first; a bound on the latency is that of its own model only."""
+    whole = made_up_for(bundled("mlp_sklearn")).at({})
+    monkeypatch.setattr(job, "timed", lambda found, *_: (timing.Timing(), priced(found, made_up_for(found))))
+    monkeypatch.setattr("onnxprune.pruner.Pruner._milliseconds", lambda _, model: size_of_hidden(model))
+    results = sweep(
+        model_path("mlp_sklearn"),
+        digits("mlp_sklearn", 64),
+        macs=["60%"],
+        latency=["70%", "40%"],
+        criterion="magnitude",
+    )
+    left = [sum(len(group.kept) for group in result.plan.groups) / whole for result in results]
+    assert results[0].report.pruned.macs <= 0.6 * results[0].report.original.macs
+    assert left[1:] == pytest.approx([0.7, 0.4], abs=0.03)
+    told = [result.report.speed.wanted if result.report.speed else None for result in results]
+    assert told == [None, pytest.approx(0.7), pytest.approx(0.4)]
 
 
 def made_up_for(couplings: Couplings) -> Staircase:
