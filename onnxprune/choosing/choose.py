@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 
 from onnxprune.choosing.allocation import Allocation, cost_in_groups
+from onnxprune.choosing.narrowing import Narrowing
 from onnxprune.choosing.orders import Order, Widths, best_scores, losses_at_widths
 from onnxprune.choosing.plan import Plan, plan_of
 from onnxprune.choosing.targets import Limits, Targets
@@ -185,7 +185,7 @@ class Chooser:
         if self.allocation == "curves" and (found := self._of_least_loss(widths)) is not None:
             return found
         for with_floor in (True, False):
-            narrowing = Narrowing(self, widths, with_floor=with_floor)
+            narrowing = Narrowing(self.groups, widths, self._priorities(widths), self.limits, with_floor=with_floor)
             count = narrowing.steps_until(self._holds)
             if count is not None:
                 found = narrowing.after(count)
@@ -278,6 +278,24 @@ class Chooser:
             found[group.name] = saved
         return found
 
+    def _priorities(self, start: Widths) -> dict[str, np.ndarray]:
+        """
+        For each group, of its channels that stay at `start`, least important first, when they go: low ones first.
+
+        By loss per cost where scores are losses, else evenly through the groups, each at its pace.
+        """
+        if self.allocation == "uniform":
+            paces = self.limits.paces
+            return {
+                name: np.append(-np.log(1 - np.arange(1, width) / width) / paces.get(name, 1.0), np.inf)
+                for name, width in start.items()
+            }
+        shares = self.shares()
+        return {
+            name: np.sort(self.scores.importance(name))[-width:] / max(shares[name], 1e-12)
+            for name, width in start.items()
+        }
+
     def _unreachable(self, least: Widths) -> str:
         dims = self.dim_widths(least)
         lines = []
@@ -296,64 +314,3 @@ class Chooser:
 def told(name: str, cost: float) -> str:
     """A cost as people read it."""
     return f"{cost:.3g} ms" if name == "latency" else f"{cost:,.0f}"
-
-
-class Narrowing:
-    """All groups getting narrower channel by channel, in the order in which channels are missed least."""
-
-    def __init__(self, chooser: Chooser, start: Widths, *, with_floor: bool) -> None:
-        self.start = start
-        self.chooser = chooser
-        self.least = {
-            group.name: min(start[group.name], chooser.limits.least(group, with_floor=with_floor))
-            for group in chooser.groups
-        }
-        shares = chooser.shares()
-        entries = []
-        for group in chooser.groups:
-            width = start[group.name]
-            ordered = np.sort(chooser.scores.importance(group.name))[group.size - width :]
-            for rank, score in enumerate(ordered):
-                entries.append((self._priority(rank, float(score), width, group.name, shares), rank, group.name))
-        entries.sort(key=lambda entry: entry[0])
-        self.order = [name for _, _, name in entries]
-        self.steps = len(self.order)
-
-    def _priority(self, rank: int, score: float, width: int, name: str, shares: Mapping[str, float]) -> float:
-        """Low goes first: loss per cost where scores are losses, else evenly through the groups, each at its pace."""
-        if self.chooser.allocation == "uniform":
-            left = 1 - (rank + 1) / width
-            return -math.log(left) / self.chooser.limits.paces.get(name, 1.0) if left > 0 else math.inf
-        return score / max(shares[name], 1e-12)
-
-    def steps_until(self, holds: Callable[[Widths], bool]) -> int | None:
-        """The fewest steps after which `holds`; None if it never does."""
-        return first_that(lambda steps: holds(self.after(steps)), self.steps)
-
-    def after(self, steps: int) -> Widths:
-        """The widths when the first `steps` channels have gone, within the limits."""
-        gone: dict[str, int] = dict.fromkeys(self.start, 0)
-        for name in self.order[:steps]:
-            gone[name] += 1
-        limits = self.chooser.limits
-        return {
-            group.name: max(
-                min(self.start[group.name], limits.rounded(group, self.start[group.name] - gone[group.name])),
-                self.least[group.name],
-            )
-            for group in self.chooser.groups
-        }
-
-
-def first_that(holds: Callable[[int], bool], highest: int) -> int | None:
-    """The smallest number up to `highest` for which a monotone condition holds; None if there is none."""
-    if not holds(highest):
-        return None
-    low, high = 0, highest
-    while low < high:
-        middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
