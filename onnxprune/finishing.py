@@ -13,8 +13,9 @@ from onnxprune.clock import Clock
 from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.errors import TargetError, VerificationError
 from onnxprune.judging.judgement import Judgement
+from onnxprune.planning import absolute
 from onnxprune.probing.losses import outputs_of
-from onnxprune.pruner import Pruned, absolute
+from onnxprune.pruner import Pruned
 from onnxprune.quantizing.quantize import check_quantized, quantize
 from onnxprune.reading.functions import Inlining, inlined
 from onnxprune.reading.read import read

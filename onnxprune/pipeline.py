@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from onnxprune.beginning import begin, read_with, session_for_pruning
 from onnxprune.choosing.choose import AllocationName
 from onnxprune.choosing.plan import Plan
 from onnxprune.choosing.targets import Bound, Limits
@@ -17,7 +18,7 @@ from onnxprune.clock import Clock
 from onnxprune.coupling.couple import Couplings
 from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.finishing import Further, finished, made
-from onnxprune.job import PruneResult, begin, read_with, session_for_pruning
+from onnxprune.job import PruneResult
 from onnxprune.judging.user_metrics import UserMetric
 from onnxprune.options import DEFAULT_CONFIDENCE, Options
 from onnxprune.probing.asking import Progress

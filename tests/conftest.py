@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from onnxprune import job
+from onnxprune import beginning
 from onnxprune.timing import in_place, model, speed, times, whole
 from onnxprune.timing.stairs import Stairs
 
@@ -29,7 +29,7 @@ def timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole, "MEASURING_SECONDS", 0.02)
     monkeypatch.setattr(in_place, "PROFILE_SECONDS", 0.02)
     monkeypatch.setattr(model, "WHOLE_SECONDS", 0.02)
-    monkeypatch.setattr(job, "fast_widths_of", any_width)
+    monkeypatch.setattr(beginning, "fast_widths_of", any_width)
     monkeypatch.setattr(speed, "NO_FASTER", float("inf"))
 
 

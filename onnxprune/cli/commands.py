@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 import onnxprune
-from onnxprune.choosing.choose import groups_to_prune
 from onnxprune.choosing.plan import load_plan
-from onnxprune.choosing.targets import Limits
 from onnxprune.cli.group import DEFAULT_COMMAND, DefaultGroup
+from onnxprune.cli.looking import compare_command, inspect_command, profile_command, verify_command
 from onnxprune.cli.options import (
     batch_option,
     compensate_option,
     data_options,
-    effort_of,
-    effort_options,
     further_options,
     journal_folder,
     judging_options,
@@ -35,25 +29,13 @@ from onnxprune.cli.options import (
     width_options,
 )
 from onnxprune.cli.results import check_files, show_notes, show_result, write_result
+from onnxprune.cli.studies import curves_command, sensitivity_command
 from onnxprune.cli.sweeping import bounds_of, files_about_all, files_of, sweep_places, write_sweep
 from onnxprune.cli.terminal import progress_bar, stdout_console
-from onnxprune.coupling.couple import Couplings, Group, couple
-from onnxprune.files import write_whole
-from onnxprune.job import read_with
-from onnxprune.pipeline import DEFAULT_SWEEP, compare, profile, prune, sweep
+from onnxprune.pipeline import DEFAULT_SWEEP, prune, sweep
 from onnxprune.pipeline import apply as apply_plan
-from onnxprune.probing.asking import Effort, Inquiry, Progress, inquiry_for
-from onnxprune.probing.calibration import Calibration, gather
-from onnxprune.probing.curves import SHARES, curves_of
-from onnxprune.probing.probe import sensitivities, step
-from onnxprune.probing.proxies import magnitudes
-from onnxprune.probing.sensitivities import load_scores
-from onnxprune.reading.read import load, read
-from onnxprune.reporting import tables
-from onnxprune.reporting.inspection import inspect as inspect_couplings
 from onnxprune.reporting.speed import words_on_speed
 from onnxprune.reporting.sweeping import point_of, sweep_table
-from onnxprune.verifying.verify import verify
 
 
 @click.group(cls=DefaultGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -189,171 +171,12 @@ def apply_command(
     show_result(result, target, data_files, quiet)
 
 
-@main.command(name="inspect", short_help="Show what can be pruned, and what is frozen and why.")
-@click.argument("source", metavar="IN", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def inspect_command(source: str, as_json: bool) -> None:
-    """Show the groups of channels in IN, and everything that is frozen, with node and reason."""
-    with progress_bar(quiet=False, what="read and couple"):
-        found = inspect_couplings(couple(read(source)))
-    if as_json:
-        click.echo(found.to_json(), nl=False)
-        return
-    console = stdout_console()
-    console.print(
-        f"{len(found.groups)} groups in {found.nodes} nodes; {found.macs:,.0f} MACs a sample, "
-        f"{found.params:,.0f} parameters, {found.bytes:,} bytes\n",
-        highlight=False,
-    )
-    console.print(tables.inspection_table(found))
-    if found.frozen:
-        console.print()
-        console.print(tables.frozen_table(found))
-
-
-@main.command(name="sensitivity", short_help="Measure a score for every channel.")
-@click.argument("source", metavar="IN", type=click.Path())
-@click.option("--output", "-o", type=click.Path(), required=True, metavar="FILE", help="Where the scores go.")
-@loss_option("distance")
-@probe_options
-@selection_options
-@data_options
-def sensitivity_command(
-    source: str, output: str, data: str | None, loss: Any, delta: float | None, order: int, quiet: bool, **options: Any
-) -> None:
-    """Measure, by closing gates, how much the loss changes with each channel of IN."""
-    check_files(read=(source, data), written=(output,))
-    delta = step(delta, order)
-    study = studied(source, output, data, **options)
-    with progress_bar(quiet) as progress, kept_answers(study.effort.cache):
-        channels = sum(group.size for group in study.groups)
-        scores, found = sensitivities(study.inquiry(loss, channels, progress), study.groups, delta, order)
-    write_whole({Path(output): scores.to_json().encode()})
-    if not quiet:
-        show_notes(found.notes)
-        stdout_console().print(tables.scores_table(scores))
-        click.echo(f"\n{scores.loss}, {scores.samples} samples, delta {scores.delta:g}; written to {output}")
-
-
-@main.command(name="curves", short_help="Measure the loss at several widths of every group.")
-@click.argument("source", metavar="IN", type=click.Path())
-@click.option("--output", "-o", type=click.Path(), required=True, metavar="FILE", help="Where the curves go.")
-@click.option("--scores", type=click.Path(), metavar="FILE", help="Scores that order the channels; default: magnitude.")
-@loss_option("distance")
-@effort_options
-@selection_options
-@data_options
-def curves_command(
-    source: str, output: str, data: str | None, scores: str | None, loss: Any, quiet: bool, **options: Any
-) -> None:
-    """Measure the loss of IN with each group pruned to each of ten widths, the channels of lowest score gone first."""
-    check_files(read=(source, data, scores), written=(output,))
-    study = studied(source, output, data, **options)
-    ordered = load_scores(scores, study.couplings) if scores else magnitudes(study.couplings, study.groups)
-    with progress_bar(quiet) as progress, kept_answers(study.effort.cache):
-        points = len(SHARES) * len(study.groups)
-        curves, found = curves_of(study.inquiry(loss, points, progress), study.groups, ordered)
-    write_whole({Path(output): curves.to_json().encode()})
-    if not quiet:
-        show_notes(found.notes)
-        stdout_console().print(tables.curves_table(curves))
-        click.echo(f"\n{curves.loss}, {curves.samples} samples, by {curves.criterion}; written to {output}")
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a command measures: groups of a model on samples, and with what effort."""
-
-    couplings: Couplings
-    calibration: Calibration
-    groups: Sequence[Group]
-    effort: Effort
-
-    def inquiry(self, loss: Any, probes: int, progress: Progress | None) -> Inquiry:
-        """The inquiry for so many probes of this loss."""
-        return inquiry_for(self.couplings, self.calibration, loss, self.effort, progress, probes=probes)
-
-
-def studied(
-    source: str,
-    output: str,
-    data: str | None,
-    *,
-    labels: str,
-    seed: int,
-    only: tuple[str, ...],
-    skip: tuple[str, ...],
-    inexact: bool,
-    **effort_options: Any,
-) -> Study:
-    """What the options of a command that writes `output` name."""
-    effort = effort_of(output, **effort_options)
-    couplings, arrays = read_with(source, data)
-    groups = groups_to_prune(couplings, Limits(only, skip, inexact=inexact))
-    return Study(couplings, gather(couplings.graph, arrays, labels=labels, seed=seed), groups, effort)
-
-
-@main.command(name="verify", short_help="Prove a pruned model against its original.")
-@click.argument("original", type=click.Path())
-@click.argument("pruned", type=click.Path())
-@click.option("--plan", type=click.Path(), required=True, metavar="FILE", help="The plan the model was pruned by.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@data_options
-def verify_command(
-    original: str,
-    pruned: str,
-    plan: str,
-    as_json: bool,
-    data: str | None,
-    labels: str,
-    seed: int,
-    threads: int,
-    quiet: bool,
-) -> None:
-    """Check that PRUNED is valid, keeps the interface, and equals ORIGINAL with the removed slices set to zero."""
-    with progress_bar(quiet, "verify"):
-        couplings, arrays = read_with(original, data)
-        samples = gather(couplings.graph, arrays, labels=labels, seed=seed)
-        verdict = verify(couplings, load_plan(plan), load(pruned).model, samples)
-    if as_json:
-        click.echo(verdict.to_json(), nl=False)
-    elif not quiet:
-        stdout_console().print(tables.verdict_table(verdict))
-    sys.exit(0 if verdict.passed else 1)
-
-
-@main.command(name="compare", short_help="Measure two models side by side.")
-@click.argument("original", type=click.Path())
-@click.argument("pruned", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--layers", is_flag=True, help="Layer by layer, too.")
-@loss_option("auto")
-@setting_options
-@data_options
-def compare_command(original: str, pruned: str, as_json: bool, quiet: bool, data: str | None, **options: Any) -> None:
-    """Loss, accuracy, distance of the outputs, MACs, parameters, bytes and latency of both models."""
-    with progress_bar(quiet) as progress:
-        found = compare(original, pruned, data, progress=progress, **options)
-    if as_json:
-        click.echo(found.to_json(), nl=False)
-    elif not quiet:
-        stdout_console().print(tables.comparison_table(found))
-        if found.layers is not None:
-            click.echo()
-            stdout_console().print(tables.profiles_table(*found.layers))
-
-
-@main.command(name="profile", short_help="Show where a model's time goes.")
-@click.argument("source", metavar="IN", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@setting_options
-@data_options
-def profile_command(source: str, as_json: bool, quiet: bool, data: str | None, **options: Any) -> None:
-    """Each layer of IN: what it runs as, its time, MACs and GFLOP/s, and where its widths are on the stairs."""
-    with progress_bar(quiet) as progress:
-        found = profile(source, data, progress=progress, **options)
-    if as_json:
-        click.echo(found.to_json(), nl=False)
-    elif not quiet:
-        click.echo(f"{found.setting}\n")
-        stdout_console().print(tables.profile_table(found))
+for command in (
+    inspect_command,
+    sensitivity_command,
+    curves_command,
+    verify_command,
+    compare_command,
+    profile_command,
+):
+    main.add_command(command)

@@ -216,7 +216,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(refused: Refused, monkeypatc
 def test_a_model_that_fails_its_own_check_is_not_written(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written, and the failing check is told."""
     whole = onnx.load("model.onnx")
-    monkeypatch.setattr("onnxprune.pruner.rewrite_kept", lambda couplings, kept: whole)
+    monkeypatch.setattr("onnxprune.planning.rewrite_kept", lambda couplings, kept: whole)
     message = refused("model.onnx out.onnx --data data.npz --plan plan.json --macs 50% --quiet", code=1)
     assert message.startswith("The pruned model failed its own check, so nothing was written:\n  - equals the zeroed")
     assert "Leave out the groups at fault with --skip" in message

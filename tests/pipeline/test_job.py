@@ -12,11 +12,12 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from onnxprune import job as job_module
+from onnxprune import beginning
+from onnxprune.beginning import begin
 from onnxprune.choosing.plan import Plan
 from onnxprune.coupling.couple import couple
 from onnxprune.errors import DataError, TargetError, UsageError
-from onnxprune.job import PruneResult, begin
+from onnxprune.job import PruneResult
 from onnxprune.judging.judgement import Judge, judge_held_out
 from onnxprune.options import Options
 from onnxprune.ordering.criteria import CRITERIA
@@ -67,7 +68,7 @@ def judges(monkeypatch: pytest.MonkeyPatch) -> list[Judge]:
         found.append(judge_held_out(*given, **options))
         return found[-1]
 
-    monkeypatch.setattr(job_module, "judge_held_out", observed)
+    monkeypatch.setattr(beginning, "judge_held_out", observed)
     return found
 
 

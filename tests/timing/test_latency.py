@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import onnxprune
-from onnxprune import job
+from onnxprune import beginning
 from onnxprune.choosing.allocation import cost_in_groups
 from onnxprune.coupling.costs import Polynomial, Stair, Staircase, Term
 from onnxprune.coupling.couple import Couplings
@@ -37,7 +37,7 @@ ONE = Setting(threads=1)
 @pytest.fixture
 def really_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fast widths are those of this machine."""
-    monkeypatch.setattr(job, "fast_widths_of", timing.fast_widths_of)
+    monkeypatch.setattr(beginning, "fast_widths_of", timing.fast_widths_of)
 
 
 @given(seeds, st.sampled_from([1, 4, 8]), st.sampled_from([1, 16]))
@@ -163,7 +163,7 @@ def test_a_bound_on_the_latency_is_met(bound: str) -> None:
 def test_a_bound_in_milliseconds_and_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds carry the price of time over to the smaller model: they end at the bound as predicted."""
     whole = made_up_for(bundled("mlp_sklearn")).at({})
-    monkeypatch.setattr(job, "timed", lambda found, *_: (timing.Timing(), priced(found, made_up_for(found))))
+    monkeypatch.setattr(beginning, "timed", lambda found, *_: (timing.Timing(), priced(found, made_up_for(found))))
     monkeypatch.setattr("onnxprune.pruner.Pruner._milliseconds", lambda _, model: size_of_hidden(model))
     result = onnxprune.prune(
         model_path("mlp_sklearn"), digits("mlp_sklearn", 64), latency=0.5 * whole, rounds=2, criterion="magnitude"
@@ -175,7 +175,7 @@ def test_a_bound_in_milliseconds_and_rounds(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_sweep_may_have_bounds_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models of the MACs come first; a bound on the latency is that of its own model only."""
     whole = made_up_for(bundled("mlp_sklearn")).at({})
-    monkeypatch.setattr(job, "timed", lambda found, *_: (timing.Timing(), priced(found, made_up_for(found))))
+    monkeypatch.setattr(beginning, "timed", lambda found, *_: (timing.Timing(), priced(found, made_up_for(found))))
     monkeypatch.setattr("onnxprune.pruner.Pruner._milliseconds", lambda _, model: size_of_hidden(model))
     results = sweep(
         model_path("mlp_sklearn"),
