@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 
-from onnxprune.choosing.choose import groups_to_prune
+from onnxprune.choosing.eligible import groups_to_prune
 from onnxprune.clock import Clock
 from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.errors import DataError, UsageError

@@ -14,7 +14,8 @@ from functools import cached_property
 
 from onnx import ModelProto
 
-from onnxprune.choosing.choose import AllocationName, allocation_of, groups_to_prune
+from onnxprune.choosing.choose import AllocationName, allocation_of
+from onnxprune.choosing.eligible import groups_to_prune
 from onnxprune.choosing.orders import Order
 from onnxprune.choosing.plan import Plan, plan_of_both, same_groups
 from onnxprune.choosing.targets import Amount, Limits, Targets

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from numpy.polynomial.polynomial import polyval
 
-from onnxprune.coupling.costs import Price, Stair, Staircase
+from onnxprune.coupling.costs import Price, Stair, Staircase, in_steps
 from onnxprune.coupling.couple import Group
 from onnxprune.rules.axes import Axis, Dim, Product, Sum
 
@@ -81,15 +81,10 @@ class Cost:
         def stepped(group: int, tried: np.ndarray) -> np.ndarray:
             rows = self._with_group[group]
             each = steps[rows, group]
-            ratios = in_steps(tried[:, None], each) / in_steps(widths[group], each)
+            ratios = in_steps(tried[:, None], each) / in_steps(widths[[group]], each)
             return np.asarray(total + (ratios ** self.powers[rows, group] - 1) @ terms[rows])
 
         return stepped
-
-
-def in_steps(widths: np.ndarray | int, steps: np.ndarray) -> np.ndarray:
-    """The widths, rounded up to whole steps."""
-    return np.asarray(np.ceil(widths / steps) * steps)
 
 
 def cost_in_groups(price: Price, groups: Sequence[Group], bound: float) -> Cost:

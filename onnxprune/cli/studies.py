@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from onnxprune.beginning import read_with
-from onnxprune.choosing.choose import groups_to_prune
+from onnxprune.choosing.eligible import groups_to_prune
 from onnxprune.choosing.targets import Limits
 from onnxprune.cli.options import (
     data_options,

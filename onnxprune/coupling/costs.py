@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
 
 from onnxprune.coupling.types import Typing, facts_where
 from onnxprune.reading.graph import ELEMENT_BYTES, Graph
@@ -102,9 +105,13 @@ class Staircase:
 Price = Polynomial | Staircase
 
 
-def in_steps(width: int, step: int) -> int:
+Widths = TypeVar("Widths", int, np.ndarray)
+
+
+def in_steps(width: Widths, step: Widths) -> Widths:
     """The width, rounded up to whole steps."""
-    return -(-width // step) * step
+    whole: Widths = -(-width // step) * step
+    return whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from onnxprune.choosing.choose import groups_to_prune
+from onnxprune.choosing.eligible import groups_to_prune
 from onnxprune.choosing.targets import Amount, Limits, Targets, amount
 from onnxprune.coupling.couple import couple
 from onnxprune.errors import ModelError, UsageError
