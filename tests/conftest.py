@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from onnxprune import beginning
-from onnxprune.timing import in_place, model, speed, times, whole
+from onnxprune.timing import correction, in_place, speed, times, whole
 from onnxprune.timing.stairs import Stairs
 
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -28,7 +28,7 @@ def timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most tests have no interest in how fast a model is."""
     monkeypatch.setattr(whole, "MEASURING_SECONDS", 0.02)
     monkeypatch.setattr(in_place, "PROFILE_SECONDS", 0.02)
-    monkeypatch.setattr(model, "WHOLE_SECONDS", 0.02)
+    monkeypatch.setattr(correction, "WHOLE_SECONDS", 0.02)
     monkeypatch.setattr(beginning, "fast_widths_of", any_width)
     monkeypatch.setattr(speed, "NO_FASTER", float("inf"))
 

@@ -19,29 +19,22 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls  # type: ignore[import-untyped]  # scipy brings no types
 
-from onnxprune.choosing.plan import plan_of
 from onnxprune.coupling.costs import Polynomial, Stair, Staircase, Term, replaced
 from onnxprune.coupling.couple import Couplings, Group
 from onnxprune.coupling.types import facts_where
 from onnxprune.probing.calibration import Calibration
-from onnxprune.rewriting.rewrite import rewrite_kept
 from onnxprune.rules.axes import Axis, Dim
 from onnxprune.rules.facts import Macs
+from onnxprune.timing.correction import SHARES, set_right
 from onnxprune.timing.in_place import times_of_layers
-from onnxprune.timing.layers import Layer, Layers, Widths
+from onnxprune.timing.layers import Layer, Layers
 from onnxprune.timing.setting import Setting
-from onnxprune.timing.stairs import Stairs, at_width
+from onnxprune.timing.stairs import Stairs
 from onnxprune.timing.times import LayerTimes
-from onnxprune.timing.whole import latency
-
-SHARES = (1.0, 0.75, 0.5, 0.25)
-"""Of each group, the widths at which layers are timed: all groups together, and each by itself; then whole models."""
+from onnxprune.timing.widths import dims_at, even, nearest
 
 MADE = 3
 """The place of the numbers made among what a layer's time is a sum of."""
-
-WHOLE_SECONDS = 3.0
-"""For all whole models together."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +76,11 @@ def latency_model(
             constant += here
             continue
         stair, deviation = fitted
-        parts.append(scaled(stair, here / max(stair.at({}), 1e-9)))
+        parts.append(stair.times(here / max(stair.at({}), 1e-9)))
         deviations.append((deviation, here))
-    plans = whole_plans(couplings, groups, stairs, calibration, setting)
-    cost = corrected(Staircase(tuple(parts), constant), plans)
+    cost, off = set_right(Staircase(tuple(parts), constant), couplings, groups, stairs, calibration, setting)
     shares = np.array(deviations).reshape(-1, 2)
     deviation = float(np.average(shares[:, 0], weights=shares[:, 1])) if shares.size else 0.0
-    off = float(np.mean([abs(cost.at(widths) / milliseconds - 1) for widths, milliseconds in plans]))
     return LatencyModel(cost, deviation, off, len(deviations), len(layers.all))
 
 
@@ -97,46 +88,7 @@ def moved(layers: Layers, milliseconds: float) -> Stair:
     """What changes of layout take, which are no layer's: in proportion to the numbers that are made."""
     made = [features_of(layer, layers)[MADE] for layer in layers.all]
     every = Stair(Polynomial(tuple(term for polynomial in made for term in polynomial.terms)), {})
-    return scaled(every, milliseconds / max(every.at({}), 1.0))
-
-
-def whole_plans(
-    couplings: Couplings,
-    groups: Sequence[Group],
-    stairs: Mapping[str, Stairs],
-    calibration: Calibration,
-    setting: Setting,
-) -> list[tuple[dict[Dim, int], float]]:
-    """Widths and milliseconds of the model and of some that keep the same share of every group, run in turn."""
-    widths, models = [], []
-    for share in SHARES:
-        narrow = {
-            group.name: nearest((stairs.get(group.name) or even(group)).widths, share * group.size) for group in groups
-        }
-        widths.append(dims_at(groups, [narrow[group.name] for group in groups]))
-        kept = {name: np.arange(width) for name, width in narrow.items()}
-        models.append(rewrite_kept(couplings, plan_of(couplings, kept).kept(couplings)))
-    found = latency(models, calibration, setting, seconds=WHOLE_SECONDS)
-    assert found is not None
-    return list(zip(widths, found.milliseconds, strict=True))
-
-
-def corrected(cost: Staircase, plans: Sequence[tuple[Widths, float]]) -> Staircase:
-    """The cost with what changes with widths, and what does not, each scaled so that it fits these whole models."""
-    fixed = Staircase(tuple(Stair(only(part.polynomial, axes=False), part.steps) for part in cost.parts), cost.constant)
-    moving = Staircase(tuple(Stair(only(part.polynomial, axes=True), part.steps) for part in cost.parts))
-    table = np.array([[moving.at(widths), fixed.at(widths)] for widths, _ in plans])
-    wanted = np.array([milliseconds for _, milliseconds in plans])
-    factor, rest = nnls(table / wanted[:, None], np.ones(len(plans)))[0]
-    parts = (*(scaled(part, factor) for part in moving.parts), *(scaled(part, rest) for part in fixed.parts))
-    found = Staircase(tuple(part for part in parts if part.polynomial.terms), rest * cost.constant)
-    exactly = wanted[0] / found.at({})  # of the original, what was measured
-    return Staircase(tuple(scaled(part, exactly) for part in found.parts), exactly * found.constant)
-
-
-def only(polynomial: Polynomial, *, axes: bool) -> Polynomial:
-    """Its terms with axes, or those without."""
-    return Polynomial(tuple(term for term in polynomial.terms if bool(term.axes) is axes))
+    return every.times(milliseconds / max(every.at({}), 1.0))
 
 
 def fit(
@@ -168,12 +120,6 @@ def fit(
     return Stair(Polynomial(tuple(terms)), steps), deviation
 
 
-def even(group: Group) -> Stairs:
-    """Stairs of single channels."""
-    widths = tuple(range(1, group.size + 1))
-    return Stairs(1, 1, widths, widths)
-
-
 def points_of(groups: Sequence[Group], stairs: Sequence[Stairs]) -> Iterator[tuple[int, ...]]:
     """Widths of the groups: all at the same share, and each alone."""
     full = [group.size for group in groups]
@@ -182,18 +128,6 @@ def points_of(groups: Sequence[Group], stairs: Sequence[Stairs]) -> Iterator[tup
         yield tuple(narrow)
         for number in range(len(groups)):
             yield tuple(narrow[at] if at == number else full[at] for at in range(len(groups)))
-
-
-def nearest(widths: Sequence[int], wanted: float) -> int:
-    """The width that is nearest, of two the wider."""
-    return min(reversed(widths), key=lambda width: abs(width - wanted))
-
-
-def dims_at(groups: Sequence[Group], widths: Sequence[int]) -> dict[Dim, int]:
-    """Widths of groups as widths of Dims."""
-    return {
-        dim: size for group, width in zip(groups, widths, strict=True) for dim, size in at_width(group, width).items()
-    }
 
 
 def features_of(layer: Layer, layers: Layers) -> tuple[Polynomial, ...]:
@@ -220,9 +154,3 @@ def features_of(layer: Layer, layers: Layers) -> tuple[Polynomial, ...]:
         made.extend(term(tensor.axes) for tensor in op.results)
     one = Term(layer.name, 1.0, ())
     return tuple(Polynomial(tuple(terms)) for terms in ([one], macs, read, made, weights))
-
-
-def scaled(stair: Stair, factor: float) -> Stair:
-    """The same cost, so many times."""
-    terms = tuple(Term(term.owner, term.factor * factor, term.axes) for term in stair.polynomial.terms)
-    return Stair(Polynomial(terms), stair.steps)

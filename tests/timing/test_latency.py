@@ -22,8 +22,8 @@ from onnxprune.probing.calibration import gather
 from onnxprune.probing.proxies import magnitudes
 from onnxprune.rules.axes import Dim
 from onnxprune.timing import timing
+from onnxprune.timing.correction import corrected
 from onnxprune.timing.layers import layers_at
-from onnxprune.timing.model import corrected
 from onnxprune.timing.setting import Setting
 from onnxprune.timing.stairs import stairs_of
 from onnxprune.timing.times import LayerTimes, folder
