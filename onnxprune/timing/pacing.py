@@ -40,6 +40,9 @@ LESS_EVENLY = (
 NARROWEST = -6.0
 """The logarithm of a share that is next to nothing."""
 
+HELD = 1e-3
+"""A narrowing is one to a share if it is this near."""
+
 MOST_STEPS = 200
 
 SLOWEST, FASTEST = 0.01, 10.0
@@ -102,7 +105,9 @@ def narrowed(macs: Share, time: Share, bounded: str, share: float) -> Logs | Non
         return None
     found = [even]
     for evenness, part in LESS_EVENLY:
-        found.append(uneven(held, free, sign, share, evenness, even + math.log(part), found[-1]))
+        logs = uneven(held, free, sign, share, evenness, even + math.log(part), found[-1])
+        if abs(held.at(logs) / share - 1) < HELD:
+            found.append(logs)
     behind = [time.at(logs) - macs.at(logs) for logs in found]
     enough = max(IN_STEP, min(behind) + GAIN)
     return next(logs for logs, lag in zip(found, behind, strict=True) if lag <= enough)
