@@ -26,6 +26,9 @@ STEPS = (1, 2, 4, 8, 16)
 SLOWER = 1.1
 """A width counts as slow when it takes so many times what a wider one takes: noise is less."""
 
+PART = 0.05
+"""Of the time of all layers that have a group, the least that makes a layer worth its step."""
+
 MUCH_SLOWER = 1.2
 """A width on the step that takes so many times what a wider one takes is left out."""
 
@@ -66,8 +69,9 @@ class Stairs:
 
 def stairs_of(groups: Sequence[Group], times: LayerTimes) -> dict[str, Stairs]:
     """The stairs of each group, by its name; where its layers cannot be timed, all widths are as good."""
-    timed = {group.name: group_times(group, times) for group in groups}
-    steps = {group.name: step_of(group.size, timed[group.name]) for group in groups}
+    by_layer = {group.name: layer_times(group, times) for group in groups}
+    timed = {name: summed(each) for name, each in by_layer.items()}
+    steps = {group.name: step_of_layers(group.size, by_layer[group.name], timed[group.name]) for group in groups}
     seen = {group.name: edge_of(group.size, steps[group.name], timed[group.name]) for group in groups}
     usual = {
         step: most_usual(seen[name] for name, other in steps.items() if other == step) for step in {*steps.values()}
@@ -89,15 +93,17 @@ def most_usual(edges: Iterable[int]) -> int:
     return counts.most_common(1)[0][0] if counts else 0
 
 
-def group_times(group: Group, times: LayerTimes) -> dict[int, float]:
-    """Microseconds of all layers that have channels of the group, at some widths of it."""
+def layer_times(group: Group, times: LayerTimes) -> list[dict[int, float]]:
+    """Microseconds of each layer that has channels of the group, at some widths of it."""
     widths = tried(group.size)
-    total = np.zeros(len(widths))
-    for layer in times.layers.all:
-        if not layer.dims.isdisjoint(group.dims):
-            found = times.of(layer, [at_width(group, width) for width in widths])
-            total += 0 if found is None else in_place(found)
-    return dict(zip(widths, map(float, total), strict=True)) if total.any() else {}
+    own = [layer for layer in times.layers.all if not layer.dims.isdisjoint(group.dims)]
+    found = [times.of(layer, [at_width(group, width) for width in widths]) for layer in own]
+    return [dict(zip(widths, map(float, in_place(one)), strict=True)) for one in found if one is not None]
+
+
+def summed(by_layer: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Microseconds of all layers together at each width."""
+    return {width: sum(one[width] for one in by_layer) for width in (by_layer[0] if by_layer else ())}
 
 
 def in_place(found: Times) -> np.ndarray:
@@ -124,6 +130,17 @@ def tried(size: int) -> list[int]:
     """The widths that are timed."""
     below = [middle(size) - less for less in (0, 1, 2, 4, 8, 12, 16)]
     return sorted({size, *(width for width in (*below, *range(4, NARROW + 1, 4)) if 0 < width < size)})
+
+
+def step_of_layers(size: int, by_layer: Sequence[Mapping[int, float]], timed: Mapping[int, float]) -> int:
+    """
+    The smallest step on which all layers stay fast that have a part worth mentioning in the whole.
+
+    Of the whole alone it could not be told: a layer that reads a width leaves its kernels there, the one that makes it
+    may not.
+    """
+    felt = [one for one in by_layer if one[size] >= PART * timed[size]]
+    return max((step_of(size, one) for one in felt), default=1)
 
 
 def step_of(size: int, timed: Mapping[int, float]) -> int:

@@ -13,7 +13,7 @@ from onnxprune.coupling.couple import Couplings
 from onnxprune.timing import stairs
 from onnxprune.timing.layers import Layer, Widths, layers_at
 from onnxprune.timing.setting import Setting
-from onnxprune.timing.stairs import CHOICE, fast_widths, step_of, tried
+from onnxprune.timing.stairs import CHOICE, fast_widths, step_of, step_of_layers, summed, tried
 from onnxprune.timing.times import LayerTimes, Times
 from tests.bundled import bundled
 
@@ -36,6 +36,18 @@ def timed(size: int, machine: Callable[[int], float], seed: int, noise: float = 
 def test_the_step_is_found(size: int, step: int, seed: int) -> None:
     """Whatever the noise of a few per cent."""
     assert step_of(size, timed(size, blocked(step, 16), seed)) == step
+
+
+@given(seeds)
+def test_a_layer_that_reads_the_width_needs_the_step_beside_a_slower_one_that_does_not(seed: int) -> None:
+    """In the sum of both the difference is too small to be seen; a layer of next to no time does not count."""
+    maker = timed(512, lambda width: 8.0 * width, seed, 0.01)
+    reader = timed(512, lambda width: 2.0 * width if width % 4 == 0 else 2.5 * width, seed + 1, 0.01)
+    both = summed([maker, reader])
+    assert step_of(512, both) == 1
+    assert step_of_layers(512, [maker, reader], both) == 4
+    little = {width: time / 100 for width, time in reader.items()}
+    assert step_of_layers(512, [maker, little], summed([maker, little])) == 1
 
 
 @given(sizes, seeds)
