@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
+
 from onnxprune.choosing.eligible import groups_to_prune
 from onnxprune.clock import Clock
 from onnxprune.coupling.couple import Couplings, couple
 from onnxprune.errors import DataError, UsageError
-from onnxprune.job import DEFAULT_MACS, NO_TARGET, Arrays, Job
+from onnxprune.job import Job
 from onnxprune.judging.judgement import Judge, judge_held_out, judge_on
 from onnxprune.options import Options
 from onnxprune.probing.asking import Progress, refuse_parts
@@ -25,6 +27,11 @@ from onnxprune.reporting.measuring import Session, open_session
 from onnxprune.timing.model import LatencyModel
 from onnxprune.timing.stairs import Stairs
 from onnxprune.timing.timing import Timing, fast_widths_of, latency_of_widths
+
+DEFAULT_MACS = 0.7
+NO_TARGET = f"No target was given: the target is {DEFAULT_MACS:.0%} of the MACs (--macs {DEFAULT_MACS:.0%})."
+
+Arrays = np.ndarray | Mapping[str, np.ndarray] | None
 
 
 def begin(model: Model, data: Data | None, options: Options, progress: Progress | None) -> Job:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 from onnx import ModelProto
 
 from onnxprune.choosing.plan import Plan, plan_of
@@ -25,11 +23,6 @@ from onnxprune.reading.numbers import fits_whole, whole
 from onnxprune.reporting.measuring import Session
 from onnxprune.reporting.report import Report, Settings
 from onnxprune.rewriting.saving import save_model
-
-DEFAULT_MACS = 0.7
-NO_TARGET = f"No target was given: the target is {DEFAULT_MACS:.0%} of the MACs (--macs {DEFAULT_MACS:.0%})."
-
-Arrays = np.ndarray | Mapping[str, np.ndarray] | None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,19 @@ FIRST_STAGES = (
     "repairing",
 )
 LATER_STAGES = ("ordering", "verifying", "judging", "sparsifying", "quantizing", "reporting")
-WHOLE_RUNS = ("clock", "pruner", "finishing", "options", "job", "pipeline", "cli", "__main__")
+WHOLE_RUNS = (
+    "clock",
+    "planning",
+    "pruner",
+    "finishing",
+    "options",
+    "job",
+    "beginning",
+    "pipeline",
+    "comparing",
+    "cli",
+    "__main__",
+)
 STAGES = (*FIRST_STAGES, *LATER_STAGES, *WHOLE_RUNS)
 
 BUILDERS = {

@@ -15,8 +15,8 @@ from onnxprune.cli.options import (
     setting_options,
 )
 from onnxprune.cli.terminal import progress_bar, stdout_console
+from onnxprune.comparing import compare, profile
 from onnxprune.coupling.couple import couple
-from onnxprune.pipeline import compare, profile
 from onnxprune.probing.calibration import gather
 from onnxprune.reading.read import load, read
 from onnxprune.reporting import tables

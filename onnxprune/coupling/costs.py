@@ -62,9 +62,9 @@ class Stair:
         return self.polynomial.at({**widths, **whole})
 
     def times(self, factor: float) -> Stair:
-        """So many times the cost, without the polynomial's constant."""
+        """So many times the cost."""
         terms = (Term(term.owner, term.factor * factor, term.axes) for term in self.polynomial.terms)
-        return Stair(Polynomial(tuple(terms)), self.steps)
+        return Stair(Polynomial(tuple(terms), self.polynomial.constant * factor), self.steps)
 
 
 @dataclass(frozen=True, slots=True)

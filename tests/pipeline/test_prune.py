@@ -13,8 +13,8 @@ from onnx import ModelProto
 
 import onnxprune
 from onnxprune import OnnxPruneError, Plan, PruneResult, apply, prune
+from onnxprune.comparing import compare
 from onnxprune.errors import DataError, ModelError, UsageError
-from onnxprune.pipeline import compare
 from onnxprune.reading.observing import session_for
 from tests.bundled import CLASSIFIERS, MODELS, digits, model_path, twins_later
 from tests.models import build

@@ -16,9 +16,9 @@ from onnx import ModelProto, TensorProto
 
 import onnxprune
 from fixtures.make.large_decoder import Decoder, write_decoder
+from onnxprune.comparing import compare
 from onnxprune.errors import ModelError, OnnxPruneError, UsageError
 from onnxprune.job import PruneResult
-from onnxprune.pipeline import compare
 from onnxprune.reading import numbers, parts
 from onnxprune.reading.observing import session_for
 from onnxprune.reading.read import load, read
